@@ -1,0 +1,304 @@
+"""The four networks of beGAN as PyTorch modules.
+
+Sizes follow the published networks: at side 128 and base width 64 the parameter counts are theirs, to the unit. Every
+convolution has a 4 x 4 kernel, a bias and Keras' 'same' offsets. All networks return logits, never probabilities: the
+losses are computed from logits.
+
+Module layout is NCHW. Weights are drawn by :func:`initialise` from a generator that the caller owns; building a network
+never touches PyTorch's global random state.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+KERNEL = 4
+BN_EPS = 1e-3  # Keras' default, not torch's 1e-5
+BN_MOMENTUM = 0.01  # Keras' momentum 0.99
+LEAK = 0.2
+MIN_SIDE, MAX_SIDE = 16, 512
+
+
+def _batch_norm(n_channels: int) -> nn.BatchNorm2d:
+    return nn.BatchNorm2d(n_channels, eps=BN_EPS, momentum=BN_MOMENTUM)
+
+
+class SameConv2d(nn.Conv2d):
+    """4 x 4 convolution of stride 1 that keeps the side, padding 3 pixels in all per axis.
+
+    Parameters
+    ----------
+    in_channels, out_channels : int
+    pad_before : {1, 2}, default=1
+        Pixels of padding before the first row and column. 1 is Keras' 'same' convolution. 2 is Keras' 'same'
+        *transposed* convolution of stride 1 with the kernel flipped in both axes: the same numbers, and several times
+        faster on CPUs than the transposed form.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, pad_before: int = 1) -> None:
+        super().__init__(in_channels, out_channels, KERNEL, padding=2)
+        self.pad_before = pad_before
+
+    def forward(self, input: Tensor) -> Tensor:
+        # A symmetric padding of 2 yields one row and column too many; dropping the first (or last) leaves the offset
+        # that is wanted, without a padded copy of the input.
+        out = super().forward(input)
+        return out[..., 1:, 1:] if self.pad_before == 1 else out[..., :-1, :-1]
+
+
+class Encoding(nn.Module):
+    """Stride-2 convolution, optional BatchNorm, LeakyReLU."""
+
+    def __init__(self, in_channels: int, out_channels: int, norm: bool = True) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(in_channels, out_channels, KERNEL, stride=2, padding=1)
+        self.norm = _batch_norm(out_channels) if norm else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.leaky_relu(self.norm(self.conv(x)), LEAK)
+
+
+class Decoding(nn.Module):
+    """Stride-2 transposed convolution and BatchNorm, with optional dropout; the ReLU follows the concatenation."""
+
+    def __init__(self, in_channels: int, out_channels: int, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.conv = nn.ConvTranspose2d(in_channels, out_channels, KERNEL, stride=2, padding=1)
+        self.norm = _batch_norm(out_channels)
+        self.dropout = dropout
+
+    def forward(self, x: Tensor, skip: Tensor, rng: torch.Generator | None) -> Tensor:
+        x = self.norm(self.conv(x))
+        if self.dropout and rng is not None:
+            x = _dropout(x, self.dropout, rng)
+        return F.relu(torch.cat([x, skip], dim=1))
+
+
+def _dropout(x: Tensor, p: float, rng: torch.Generator) -> Tensor:
+    """Inverted dropout whose mask comes from `rng`, so that the global random state is left alone."""
+    keep = torch.empty_like(x).bernoulli_(1.0 - p, generator=rng)
+    return x * keep / (1.0 - p)
+
+
+def check_side(side: int) -> int:
+    """Return ``log2(side)``, or raise ValueError when `side` is no power of two from 16 to 512."""
+    if not MIN_SIDE <= side <= MAX_SIDE or side & (side - 1):
+        raise ValueError(f"the image side must be a power of two from {MIN_SIDE} to {MAX_SIDE}, got {side}")
+    return side.bit_length() - 1
+
+
+class Generator(nn.Module):
+    """U-Net from brightfield to the target image whose 1 x 1 bottleneck is the cell's feature vector.
+
+    Parameters
+    ----------
+    side : int
+        Side of the square images in pixels, a power of two from 16 to 512. Smaller sides drop encoder levels from the
+        deep end.
+    base_width : int, default=64
+        Channels of the first level; deeper levels have 2, 4, 8, 8, ... times as many.
+    n_features : int, default=512
+        Length of the bottleneck.
+    in_channels, out_channels : int, default=1
+        Channels of the brightfield and of the target.
+    dropout : float, default=0.5
+        Share of activations dropped in the first two decoder levels while training.
+    """
+
+    def __init__(
+        self,
+        side: int,
+        *,
+        base_width: int = 64,
+        n_features: int = 512,
+        in_channels: int = 1,
+        out_channels: int = 1,
+        dropout: float = 0.5,
+    ) -> None:
+        super().__init__()
+        depth = check_side(side)
+        self.side = side
+        widths = [base_width * min(2**level, 8) for level in range(depth - 1)]
+        self.encoder = nn.ModuleList(
+            Encoding(before, after, norm=level > 0)
+            for level, (before, after) in enumerate(zip([in_channels, *widths], widths, strict=False))
+        )
+        self.bottleneck = nn.Conv2d(widths[-1], n_features, KERNEL, stride=2, padding=1)
+        self.decoder = nn.ModuleList()
+        channels = n_features
+        for level, width in enumerate(reversed(widths)):
+            self.decoder.append(Decoding(channels, width, dropout if level < 2 else 0.0))
+            channels = 2 * width  # its own channels and those of the skip connection
+        head = [max(1, base_width // share) for share in (2, 4, 8, 16)]
+        self.to_full_size = Decoding(channels, head[0])
+        self.head = nn.ModuleList()
+        channels = head[0] + in_channels
+        for width in head[1:]:
+            self.head.append(nn.Sequential(SameConv2d(channels, width, pad_before=2), _batch_norm(width), nn.ReLU()))
+            channels = width
+        self.to_image = SameConv2d(channels, out_channels, pad_before=2)
+
+    def encode(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """Return the features (n, n_features), after ReLU, and the maps that the decoder takes over."""
+        skips = []
+        for level in self.encoder:
+            x = level(x)
+            skips.append(x)
+        return F.relu(self.bottleneck(x)).flatten(1), skips
+
+    def decode(
+        self, features: Tensor, skips: Sequence[Tensor], source: Tensor, rng: torch.Generator | None = None
+    ) -> Tensor:
+        """Return the image (n, out_channels, side, side) for what :meth:`encode` returned for `source`."""
+        x = features[:, :, None, None]
+        for level, skip in zip(self.decoder, reversed(skips), strict=True):
+            x = level(x, skip, rng)
+        x = self.to_full_size(x, source, rng)
+        for level in self.head:
+            x = level(x)
+        return self.to_image(x)
+
+    def forward(self, source: Tensor, rng: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
+        """Return ``(image, features)``. Dropout acts only when `rng`, the source of its masks, is given."""
+        features, skips = self.encode(source)
+        return self.decode(features, skips, source, rng), features
+
+
+class Discriminator(nn.Module):
+    """PatchGAN on the concatenation of source and target: logits of shape (n, 1, side / 8, side / 8)."""
+
+    def __init__(self, *, base_width: int = 64, in_channels: int = 1, out_channels: int = 1) -> None:
+        super().__init__()
+        w = base_width
+        self.body = nn.Sequential(
+            Encoding(in_channels + out_channels, w, norm=False),
+            Encoding(w, 2 * w),
+            Encoding(2 * w, 4 * w),
+            _same_block(4 * w, 8 * w),
+            _same_block(8 * w, 8 * w),
+            SameConv2d(8 * w, 1),
+        )
+
+    def forward(self, source: Tensor, target: Tensor) -> Tensor:
+        return self.body(torch.cat([source, target], dim=1))
+
+
+def _same_block(in_channels: int, out_channels: int) -> nn.Sequential:
+    return nn.Sequential(SameConv2d(in_channels, out_channels), _batch_norm(out_channels), nn.LeakyReLU(LEAK))
+
+
+class ImageClassifier(nn.Module):
+    """CNN that reads the batch or the cell type from a generated image: logits of shape (n, n_classes).
+
+    Parameters
+    ----------
+    side : int
+        Side of the images in pixels.
+    n_classes : int
+    base_width, in_channels : int
+    n_conditions : int, default=0
+        Length of a vector (the one-hot cell type) that joins the flattened maps before the dense layers; 0 is the
+        published network.
+    """
+
+    def __init__(
+        self, side: int, n_classes: int, *, base_width: int = 64, in_channels: int = 1, n_conditions: int = 0
+    ) -> None:
+        super().__init__()
+        check_side(side)
+        w = base_width
+        # ceil_mode is Keras' 'same' pooling: an odd side is padded after.
+        self.body = nn.Sequential(
+            Encoding(in_channels, w, norm=False),
+            Encoding(w, 2 * w),
+            nn.MaxPool2d(2, ceil_mode=True),
+            Encoding(2 * w, 4 * w),
+            nn.MaxPool2d(2, ceil_mode=True),
+            _same_block(4 * w, 8 * w),
+            nn.MaxPool2d(2, ceil_mode=True),
+            _same_block(8 * w, 8 * w),
+            nn.MaxPool2d(2, ceil_mode=True),
+        )
+        last_side = max(1, side // 128)
+        self.dense = nn.Linear(8 * w * last_side**2 + n_conditions, 128)
+        self.out = nn.Linear(128, n_classes)
+
+    def forward(self, image: Tensor, condition: Tensor | None = None) -> Tensor:
+        x = self.body(image).flatten(1)
+        if condition is not None:
+            x = torch.cat([x, condition], dim=1)
+        return self.out(F.relu(self.dense(x)))
+
+
+CELL_TYPE_HIDDEN = (250, 100, 50, 25)
+BATCH_HIDDEN = (75, 50, 25)
+
+
+class FeatureClassifier(nn.Module):
+    """Dense ReLU network that reads the batch or the cell type from features: logits of shape (n, n_classes).
+
+    Parameters
+    ----------
+    n_inputs : int
+        Number of features it sees.
+    n_classes : int
+    hidden : sequence of int
+        Widths of the hidden layers: ``CELL_TYPE_HIDDEN`` or ``BATCH_HIDDEN`` in the published procedure.
+    n_conditions : int, default=0
+        Length of a vector (the one-hot cell type) that joins the features; 0 is the published network.
+    """
+
+    def __init__(self, n_inputs: int, n_classes: int, hidden: Sequence[int], n_conditions: int = 0) -> None:
+        super().__init__()
+        widths = [n_inputs + n_conditions, *hidden]
+        self.hidden = nn.ModuleList(nn.Linear(a, b) for a, b in zip(widths, widths[1:], strict=False))
+        self.out = nn.Linear(widths[-1], n_classes)
+
+    def forward(self, features: Tensor, condition: Tensor | None = None) -> Tensor:
+        x = features if condition is None else torch.cat([features, condition], dim=1)
+        for layer in self.hidden:
+            x = F.relu(layer(x))
+        return self.out(x)
+
+
+@torch.no_grad()
+def initialise(network: nn.Module, rng: torch.Generator) -> nn.Module:
+    """Draw a network's weights from `rng` as the published networks draw theirs, and return it.
+
+    Convolutions ~ N(0, 0.02) with zero bias; dense layers Glorot-uniform with zero bias (Keras' default); BatchNorm
+    starts as the identity. `rng` is a CPU generator; the network may be on any device.
+    """
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
+            module.weight.copy_(torch.empty(module.weight.shape).normal_(0.0, 0.02, generator=rng))
+            nn.init.zeros_(module.bias)
+        elif isinstance(module, nn.Linear):
+            bound = (6.0 / (module.in_features + module.out_features)) ** 0.5
+            module.weight.copy_(torch.empty(module.weight.shape).uniform_(-bound, bound, generator=rng))
+            nn.init.zeros_(module.bias)
+        elif isinstance(module, nn.BatchNorm2d):
+            module.reset_running_stats()
+            nn.init.ones_(module.weight)
+            nn.init.zeros_(module.bias)
+    return network
+
+
+def build(network_class: type[nn.Module], *args: object, rng: torch.Generator, **kwargs: object) -> nn.Module:
+    """Construct a network on the CPU with weights drawn from `rng` only.
+
+    PyTorch's layers draw from the global random state while they are constructed; on the meta device they do not.
+    """
+    with torch.device("meta"):
+        network = network_class(*args, **kwargs)
+    return initialise(network.to_empty(device="cpu"), rng)
+
+
+def set_frozen(network: nn.Module, frozen: bool = True) -> None:
+    """Freeze a network: inference mode (BatchNorm uses and keeps its moving statistics), no gradients to its weights."""
+    network.train(not frozen)
+    for parameter in network.parameters():
+        parameter.requires_grad_(not frozen)
