@@ -19,7 +19,7 @@ from torch import Tensor, nn
 KERNEL = 4
 BN_EPS = 1e-3  # Keras' default, not torch's 1e-5
 BN_MOMENTUM = 0.01  # Keras' momentum 0.99
-LEAK = 0.2
+LEAK = 0.20000000298023224  # 0.2 as Keras holds it, rounded to float32; shows only in float64
 MIN_SIDE, MAX_SIDE = 16, 512
 
 
@@ -265,6 +265,40 @@ class FeatureClassifier(nn.Module):
         return self.out(x)
 
 
+class FeatureClassifierGroup(nn.Module):
+    """Several feature classifiers of one shape as one network of batched products: (n, g, in) to logits (n, g, classes).
+
+    Equal to as many :class:`FeatureClassifier` trained side by side on the same minibatches, without their overhead.
+
+    Parameters
+    ----------
+    n_groups : int
+    n_inputs, n_classes : int
+    hidden : sequence of int
+    """
+
+    def __init__(self, n_groups: int, n_inputs: int, n_classes: int, hidden: Sequence[int]) -> None:
+        super().__init__()
+        widths = [n_inputs, *hidden, n_classes]
+        shapes = list(zip(widths, widths[1:], strict=False))
+        self.weights = nn.ParameterList(nn.Parameter(torch.empty(n_groups, a, b)) for a, b in shapes)
+        self.biases = nn.ParameterList(nn.Parameter(torch.empty(n_groups, 1, b)) for _, b in shapes)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        x = inputs.transpose(0, 1)
+        last = len(self.weights) - 1
+        for level, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
+            x = torch.baddbmm(bias, x, weight)
+            if level < last:
+                x = F.relu(x)
+        return x.transpose(0, 1)
+
+
+def _glorot(weight: Tensor, fan_in: int, fan_out: int, rng: torch.Generator) -> None:
+    bound = (6.0 / (fan_in + fan_out)) ** 0.5
+    weight.copy_(torch.empty(weight.shape).uniform_(-bound, bound, generator=rng))
+
+
 @torch.no_grad()
 def initialise(network: nn.Module, rng: torch.Generator) -> nn.Module:
     """Draw a network's weights from `rng` as the published networks draw theirs, and return it.
@@ -277,9 +311,12 @@ def initialise(network: nn.Module, rng: torch.Generator) -> nn.Module:
             module.weight.copy_(torch.empty(module.weight.shape).normal_(0.0, 0.02, generator=rng))
             nn.init.zeros_(module.bias)
         elif isinstance(module, nn.Linear):
-            bound = (6.0 / (module.in_features + module.out_features)) ** 0.5
-            module.weight.copy_(torch.empty(module.weight.shape).uniform_(-bound, bound, generator=rng))
+            _glorot(module.weight, module.in_features, module.out_features, rng)
             nn.init.zeros_(module.bias)
+        elif isinstance(module, FeatureClassifierGroup):
+            for weight, bias in zip(module.weights, module.biases, strict=True):
+                _glorot(weight, weight.shape[1], weight.shape[2], rng)
+                nn.init.zeros_(bias)
         elif isinstance(module, nn.BatchNorm2d):
             module.reset_running_stats()
             nn.init.ones_(module.weight)
@@ -295,10 +332,3 @@ def build(network_class: type[nn.Module], *args: object, rng: torch.Generator, *
     with torch.device("meta"):
         network = network_class(*args, **kwargs)
     return initialise(network.to_empty(device="cpu"), rng)
-
-
-def set_frozen(network: nn.Module, frozen: bool = True) -> None:
-    """Freeze a network: inference mode (BatchNorm uses and keeps its moving statistics), no gradients to its weights."""
-    network.train(not frozen)
-    for parameter in network.parameters():
-        parameter.requires_grad_(not frozen)

@@ -1,0 +1,92 @@
+"""Where and how to compute: device, precision, local random generators, the optimizer."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+
+PRECISIONS = ("auto", "float32", "bfloat16", "float64")
+
+
+def resolve_device(device: str | torch.device) -> torch.device:
+    """Return the device that ``"auto"`` stands for here, or `device` itself when this machine has it.
+
+    Raises
+    ------
+    ValueError
+        When `device` is unknown to PyTorch or absent from this machine.
+    """
+    if isinstance(device, str) and device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        resolved = torch.device(device)
+    except (RuntimeError, TypeError) as error:
+        raise ValueError(f"device={device!r} is no PyTorch device; use 'auto', 'cpu' or 'cuda'") from error
+    if resolved.type == "cuda":
+        if not torch.cuda.is_available():
+            raise ValueError(f"device={device!r} was asked for but PyTorch sees no CUDA here; use 'auto' or 'cpu'")
+        if (resolved.index or 0) >= torch.cuda.device_count():
+            raise ValueError(f"device={device!r} was asked for but there are {torch.cuda.device_count()} CUDA devices")
+    return resolved
+
+
+def resolve_precision(precision: str, device: torch.device) -> torch.dtype:
+    """Return the dtype of the networks' arithmetic: bfloat16 on CUDA cards that have it, else float32."""
+    if precision not in PRECISIONS:
+        raise ValueError(f"precision must be one of {PRECISIONS}, got {precision!r}")
+    if precision == "auto":
+        has_bfloat16 = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+        return torch.bfloat16 if has_bfloat16 else torch.float32
+    return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}[precision]
+
+
+def autocast(device: torch.device, dtype: torch.dtype) -> contextlib.AbstractContextManager[object]:
+    """Context in which the networks compute in bfloat16; nothing for the full precisions."""
+    if dtype is torch.bfloat16:
+        return torch.autocast(device.type, dtype)
+    return contextlib.nullcontext()
+
+
+def new_rng(seed: int, device: torch.device | str = "cpu") -> torch.Generator:
+    """Return a generator of random numbers of its own, which leaves the global one alone."""
+    return torch.Generator(device=device).manual_seed(seed)
+
+
+def place(network: nn.Module, device: torch.device, dtype: torch.dtype) -> nn.Module:
+    """Move a network to its device, with weights in float32 (or float64) and in channels-last layout."""
+    weights = torch.float64 if dtype is torch.float64 else torch.float32
+    return network.to(device=device, dtype=weights, memory_format=torch.channels_last)
+
+
+class Adam(torch.optim.Adam):
+    """Adam with beta1 0.5, beta2 0.999 and Keras' place for epsilon, in torch's fused kernel.
+
+    Keras' update is ``lr * sqrt(1 - b2**t) / (1 - b1**t) * m / (sqrt(v) + eps)``. Torch's adds epsilon after the bias
+    correction of ``v``; the two agree when torch is given ``eps / sqrt(1 - b2**t)``, so that is what each step gets.
+
+    Parameters
+    ----------
+    parameters : iterable of Tensor
+    learning_rate : float
+    """
+
+    BETAS = (0.5, 0.999)
+    EPSILON = 1e-7
+
+    def __init__(self, parameters: Iterable[Tensor], learning_rate: float) -> None:
+        super().__init__(parameters, lr=learning_rate, betas=self.BETAS, eps=self.EPSILON, fused=True)
+        for group in self.param_groups:
+            group["n_steps"] = 0
+
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        for group in self.param_groups:
+            group["n_steps"] += 1
+            group["eps"] = self.EPSILON / (1.0 - self.BETAS[1] ** group["n_steps"]) ** 0.5
+        super().step(closure)
+
+    def set_learning_rate(self, learning_rate: float) -> None:
+        for group in self.param_groups:
+            group["lr"] = learning_rate

@@ -1,0 +1,98 @@
+"""The frozen generator: features without the decoder, images, and population statistics, in bounded memory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from skbegan.core.data import ImageStack
+from skbegan.core.device import autocast
+from skbegan.core.networks import Generator
+from skbegan.core.training import untracked
+
+PIXELS_PER_CHUNK = 1 << 19  # 32 cells of side 128: enough to keep the cores busy, some 100 MB of activations at width 64
+
+
+def chunk_size(side: int) -> int:
+    """Cells per chunk: a constant number of pixels, whatever the side, and at most 256 cells."""
+    return int(max(1, min(256, PIXELS_PER_CHUNK // side**2)))
+
+
+@torch.no_grad()
+def estimate_population_statistics(generator: Generator, minibatches: Iterable[Tensor], dtype: torch.dtype) -> None:
+    """Set the moving statistics of every BatchNorm to the mean over minibatches of batch statistics, without dropout.
+
+    The generator trains on batch statistics; averaging them over the training set, with the final weights, gives the
+    population statistics that make inference independent of the other cells at hand.
+
+    Parameters
+    ----------
+    generator : Generator
+        Changed in place: moving statistics only. Left in inference mode.
+    minibatches : iterable of Tensor
+        Standardised brightfield, in minibatches of similar size (at least two cells).
+    dtype : torch.dtype
+    """
+    norms = [module for module in generator.modules() if isinstance(module, nn.BatchNorm2d)]
+    momenta = [norm.momentum for norm in norms]
+    generator.train()
+    for count, source in enumerate(minibatches):
+        for norm in norms:
+            norm.momentum = 1.0 / (count + 1)  # a running mean over minibatches
+        with autocast(source.device, dtype):
+            generator(source)
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum
+    generator.eval()
+
+
+def infer(
+    generator: Generator,
+    stack: ImageStack,
+    *,
+    want: str,
+    minibatch_size: int | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> np.ndarray:
+    """Return features (n, n_features) or images (n, C, H, W) of all cells of a stack, as float32.
+
+    Parameters
+    ----------
+    generator : Generator
+    stack : ImageStack
+    want : {"features", "images"}
+        Features run the encoder only.
+    minibatch_size : int or None, default=None
+        None uses population statistics: every cell for itself. A number uses the batch statistics of consecutive
+        minibatches of that many cells, as the original does.
+    dtype : torch.dtype
+    """
+
+    def run(source: Tensor) -> Tensor:
+        return generator.encode(source)[0] if want == "features" else generator(source)[0]
+
+    if minibatch_size is None:
+        generator.eval()
+        with torch.inference_mode():
+            return _in_chunks(run, stack, chunk_size(generator.side), dtype)
+    generator.train()
+    with torch.inference_mode(), untracked(generator):
+        values = _in_chunks(run, stack, minibatch_size, dtype)
+    generator.eval()
+    return values
+
+
+def _in_chunks(run: Callable[[Tensor], Tensor], stack: ImageStack, size: int, dtype: torch.dtype) -> np.ndarray:
+    out: np.ndarray | None = None
+    for start in range(0, len(stack), size):
+        source = stack.take(slice(start, start + size))
+        with autocast(source.device, dtype):
+            values = run(source).to(torch.float32).cpu().numpy()
+        if out is None:
+            out = np.empty((len(stack), *values.shape[1:]), dtype=np.float32)
+        out[start : start + size] = values
+    assert out is not None
+    return out

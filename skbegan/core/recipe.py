@@ -1,0 +1,297 @@
+"""What is trained in which order: stage 1, stage 2, population statistics. From arrays to weights."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from skbegan.core.batch_removal import BatchRemoval, Design, RemovalWeights, fool_targets
+from skbegan.core.data import Cells, ImageStack, Minibatch, Scaling, augment
+from skbegan.core.device import new_rng, place, resolve_device, resolve_precision
+from skbegan.core.inference import estimate_population_statistics
+from skbegan.core.networks import Discriminator, Generator, build
+from skbegan.core.pretraining import Pretraining
+from skbegan.core.published_removal import PublishedRemoval
+from skbegan.core.training import Checkpoint, History, train, untracked
+
+Weights = dict[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class Arrays:
+    """Cells as arrays: images, codes of batch and cell type, and which rows are trained on and which held out."""
+
+    bf: np.ndarray
+    qpi: np.ndarray
+    batch: np.ndarray
+    cell_type: np.ndarray
+    train_rows: np.ndarray
+    validation_rows: np.ndarray
+    bf_scaling: Scaling
+    qpi_scaling: Scaling
+
+    @property
+    def side(self) -> int:
+        return self.bf.shape[1]
+
+    def channels(self) -> dict[str, int]:
+        return {"in_channels": len(self.bf_scaling.mean), "out_channels": len(self.qpi_scaling.mean)}
+
+    def on(self, device: torch.device, dtype: torch.dtype) -> tuple[Cells, Cells | None]:
+        """Return training and validation cells on a device."""
+        stacks = ImageStack(self.bf, self.bf_scaling, device, dtype), ImageStack(self.qpi, self.qpi_scaling, device, dtype)
+        for stack in stacks:
+            stack.keep_on_device()
+        cells, validation = (
+            Cells(*stacks, self.batch, self.cell_type, rows) for rows in (self.train_rows, self.validation_rows)
+        )
+        return cells, validation if len(validation) else None
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a stage leaves: weights as numpy arrays, the history of its losses, and what happened on the way."""
+
+    generator: Weights
+    discriminator: Weights
+    history: History
+    events: list[str]
+    interrupted: bool
+
+
+def to_numpy(network: nn.Module) -> Weights:
+    """Return a network's state as numpy arrays, without the counters that nothing reads."""
+    return {
+        name: value.detach().cpu().numpy().copy()
+        for name, value in network.state_dict().items()
+        if not name.endswith("num_batches_tracked")
+    }
+
+
+def from_numpy(network: nn.Module, weights: Mapping[str, np.ndarray]) -> nn.Module:
+    """Load what :func:`to_numpy` returned."""
+    network.load_state_dict({name: torch.from_numpy(np.array(value)) for name, value in weights.items()}, strict=False)
+    return network
+
+
+def make_generator(side: int, base_width: int, n_features: int, channels: Mapping[str, int], rng: torch.Generator) -> Any:
+    return build(Generator, side, base_width=base_width, n_features=n_features, rng=rng, **channels)
+
+
+def _compile(generator: nn.Module, discriminator: nn.Module, cells: Cells, minibatch_size: int, wanted: bool) -> None:
+    """Compile both networks in place when `wanted`; where that fails, warn and let them run as they are."""
+    if not wanted:
+        return
+    example = cells.take(torch.arange(min(minibatch_size, len(cells))))
+    try:
+        generator.compile()
+        discriminator.compile()
+        with untracked(generator, discriminator):
+            image, _ = generator(example.source, new_rng(0, example.source.device))
+            discriminator(example.source, image)
+    except Exception as error:
+        for network in (generator, discriminator):
+            network._compiled_call_impl = None  # type: ignore[assignment]
+        warnings.warn(f"compile=True has no effect here, training goes on without: {error}", RuntimeWarning, stacklevel=2)
+
+
+def pretrain(
+    arrays: Arrays,
+    settings: Mapping[str, Any],
+    seeds: Mapping[str, int],
+    device: str,
+    verbose: int = 0,
+    checkpoint: Path | None = None,
+    keep_if_interrupted: bool = True,
+) -> Outcome:
+    """Run stage 1.
+
+    Parameters
+    ----------
+    arrays : Arrays
+    settings : mapping
+        The estimator's parameters that stage 1 depends on, see :data:`PRETRAINING_SETTINGS`.
+    seeds : mapping of str to int
+        ``weights``, ``order`` and ``dropout``.
+    device : str
+    verbose : int, default=0
+    checkpoint : Path, optional
+    keep_if_interrupted : bool, default=True
+        Return what there is after Ctrl-C; otherwise KeyboardInterrupt is raised (so that no cache keeps half a stage).
+    """
+    where = resolve_device(device)
+    dtype = resolve_precision(settings["precision"], where)
+    cells, validation = arrays.on(where, dtype)
+    rng = new_rng(seeds["weights"])
+    channels = arrays.channels()
+    generator = make_generator(arrays.side, settings["base_width"], settings["n_features"], channels, rng)
+    discriminator = build(Discriminator, base_width=settings["base_width"], rng=rng, **channels)
+    stage = Pretraining(
+        place(generator, where, dtype),
+        place(discriminator, where, dtype),
+        learning_rate=settings["learning_rate"],
+        discriminator_learning_rate=settings["discriminator_learning_rate"],
+        adversarial_weight=1.0,
+        image_weight=settings["pretrain_image_weight"],
+        rng=new_rng(seeds["dropout"], where),
+        dtype=dtype,
+    )
+    _compile(generator, discriminator, cells, settings["minibatch_size"], settings["compile"])
+    order = new_rng(seeds["order"])
+    history, interrupted = train(
+        stage,
+        cells,
+        validation,
+        epochs=settings["pretrain_epochs"],
+        minibatch_size=settings["minibatch_size"],
+        rng=order,
+        verbose=verbose,
+        checkpoint=Checkpoint(checkpoint),
+        prepare=_augmentation(settings["augment"], order),
+    )
+    if interrupted and not keep_if_interrupted:
+        raise KeyboardInterrupt
+    return Outcome(to_numpy(generator), to_numpy(discriminator), history, stage.events, interrupted)
+
+
+PRETRAINING_SETTINGS = (
+    "base_width",
+    "n_features",
+    "pretrain_epochs",
+    "pretrain_image_weight",
+    "learning_rate",
+    "discriminator_learning_rate",
+    "minibatch_size",
+    "augment",
+    "precision",
+    "compile",
+)
+
+
+def _augmentation(wanted: bool, rng: torch.Generator) -> Any:
+    def prepare(cells: Minibatch) -> Minibatch:
+        return augment(cells, rng) if wanted else cells
+
+    return prepare
+
+
+def remove_batch(
+    arrays: Arrays,
+    start: Outcome,
+    settings: Mapping[str, Any],
+    seeds: Mapping[str, int],
+    device: str,
+    *,
+    n_batches: int,
+    n_cell_types: int,
+    reference: int,
+    verbose: int = 0,
+    checkpoint: Path | None = None,
+) -> Outcome:
+    """Run stage 2 from where stage 1 ended.
+
+    Parameters
+    ----------
+    arrays : Arrays
+    start : Outcome
+    settings : mapping
+        The estimator's parameters.
+    seeds : mapping of str to int
+        ``order``, ``dropout`` and ``classifiers``.
+    device : str
+    n_batches, n_cell_types : int
+    reference : int
+        Code of the reference batch.
+    verbose : int, default=0
+    checkpoint : Path, optional
+    """
+    where = resolve_device(device)
+    dtype = resolve_precision(settings["precision"], where)
+    cells, validation = arrays.on(where, dtype)
+    channels, width = arrays.channels(), settings["base_width"]
+    unused = new_rng(0)
+    generator = from_numpy(make_generator(arrays.side, width, settings["n_features"], channels, unused), start.generator)
+    discriminator = from_numpy(build(Discriminator, base_width=width, rng=unused, **channels), start.discriminator)
+    order = new_rng(seeds["order"])
+    prepare = _augmentation(settings["augment"], order)
+    targets = fool_targets(
+        cells.batch, cells.cell_type, n_batches, n_cell_types, settings["batch_target"], reference
+    )
+    names = ("adversarial", "image", "cell_type", "cell_type_image", "batch", "batch_image")
+    common: dict[str, Any] = {
+        "design": Design(n_batches, n_cell_types, targets),
+        "weights": RemovalWeights(**{name: settings[f"{name}_weight"] for name in names}),
+        "base_width": width,
+        "learning_rate": settings["removal_learning_rate"],
+        "discriminator_learning_rate": settings["discriminator_learning_rate"],
+        "classifier_learning_rate": settings["classifier_learning_rate"],
+        "refresh_epochs": settings["refresh_epochs"],
+        "minibatch_size": settings["minibatch_size"],
+        "seed": seeds["classifiers"],
+        "rng": new_rng(seeds["dropout"], where),
+        "dtype": dtype,
+    }
+    networks = place(generator, where, dtype), place(discriminator, where, dtype)
+    stage: BatchRemoval | PublishedRemoval
+    if settings["adversary"] == "published":
+        stage = PublishedRemoval(
+            *networks,
+            adversary_learning_rate=settings["adversary_learning_rate"],
+            n_subsets=settings["n_adversaries"],
+            classifier_epochs=settings["classifier_epochs"],
+            **common,
+        )
+    else:
+        stage = BatchRemoval(
+            *networks,
+            adversary_learning_rate=settings["adversary_learning_rate"],
+            n_adversaries=settings["n_adversaries"],
+            adversary_steps=settings["adversary_steps"],
+            warmup_epochs=settings["warmup_epochs"],
+            ramp=settings["ramp"],
+            decay=settings["decay"],
+            prepare=prepare,
+            **common,
+        )
+    _compile(*networks, cells, settings["minibatch_size"], settings["compile"])
+    history, interrupted = train(
+        stage,
+        cells,
+        validation,
+        epochs=settings["removal_epochs"],
+        minibatch_size=settings["minibatch_size"],
+        rng=order,
+        verbose=verbose,
+        checkpoint=Checkpoint(checkpoint),
+        prepare=prepare,
+    )
+    return Outcome(to_numpy(generator), to_numpy(discriminator), history, stage.events, interrupted)
+
+
+def calibrate(
+    weights: Weights, stack: ImageStack, rows: np.ndarray, generator: Any, dtype: torch.dtype, minibatch_size: int
+) -> Weights:
+    """Return the weights with BatchNorm statistics re-estimated on ``stack[rows]``.
+
+    Parameters
+    ----------
+    weights : dict of str to ndarray
+    stack : ImageStack
+    rows : ndarray of int
+    generator : Generator
+        Gets the weights, and the new statistics.
+    dtype : torch.dtype
+    minibatch_size : int
+        That of the training, so that the statistics average over minibatches like those it saw.
+    """
+    from_numpy(generator, weights)
+    parts = np.array_split(rows, max(1, len(rows) // minibatch_size))
+    estimate_population_statistics(generator, (stack.take(part) for part in parts), dtype)
+    return to_numpy(generator)

@@ -1,0 +1,615 @@
+"""BeGANTransformer: the estimator. Speaks scikit-learn outwards and hands the work to the PyTorch core."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import joblib
+import numpy as np
+from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, TransformerMixin
+from sklearn.utils import check_random_state
+from sklearn.utils.validation import check_is_fitted
+
+from skbegan import validation
+
+__all__ = ["PUBLISHED", "BeGANTransformer"]
+
+PUBLISHED: dict[str, Any] = {
+    "base_width": 64,
+    "n_features": 512,
+    "pretrain_epochs": 100,
+    "pretrain_image_weight": 100.0,
+    "removal_epochs": 300,
+    "refresh_epochs": 5,
+    "classifier_epochs": 100,
+    "adversarial_weight": 1.0,
+    "cell_type_weight": 100.0,
+    "cell_type_image_weight": 100.0,
+    "batch_weight": 100.0,
+    "batch_image_weight": 100.0,
+    "image_weight": 300.0,
+    "batch_target": "reference",
+    "adversary": "published",
+    "n_adversaries": 4,
+    "learning_rate": 2e-4,
+    "removal_learning_rate": 2e-4,
+    "discriminator_learning_rate": 1e-4,
+    "classifier_learning_rate": 1e-3,
+    "adversary_learning_rate": 0.05,
+    "minibatch_size": 10,
+    "augment": False,
+    "standardize": False,
+}
+"""Parameter values of :class:`BeGANTransformer` that reproduce the original recipe: ``BeGANTransformer(**PUBLISHED)``."""
+
+
+def _first_argument_by_name(method: Callable[..., Any]) -> Callable[..., Any]:
+    """Let a method whose first argument scikit-learn's output wrapper calls X be called with ``X_bf=`` as well."""
+
+    @functools.wraps(method)
+    def call(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if not args and "X_bf" in kwargs:
+            args = (kwargs.pop("X_bf"),)
+        return method(self, *args, **kwargs)
+
+    return call
+
+
+class BeGANTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
+    """Batch-free profiles and quantitative phase images of single cells from brightfield crops.
+
+    Stage 1 pretrains a pix2pix conditional GAN that predicts the target image (the quantitative phase image, QPI) from the
+    brightfield. In stage 2 classifiers of batch and cell type, on the features and on the predicted images, steer the
+    generator so that neither tells the batch and both keep the cell type.
+
+    Parameters
+    ----------
+    base_width : int, default=64
+        Channels of the first level of the networks; deeper ones have up to 8 times as many.
+    n_features : int, default=512
+        Length of the profile.
+    pretrain_epochs : int, default=100
+        Epochs of stage 1.
+    pretrain_image_weight : float, default=100.0
+        Weight of the mean absolute image error in stage 1, against 1 for the discriminator's verdict.
+    removal_epochs : int, default=300
+        Epochs of stage 2; 0 leaves the pretrained model.
+    refresh_epochs : int, default=5
+        Every so many epochs the oldest feature adversary is replaced by a new one (``adversary="online"``), or all of them
+        are fitted from scratch on a new split of the features (``"published"``).
+    classifier_epochs : int, default=100
+        Epochs of each classifier fit between the stages and at each refresh of ``adversary="published"``.
+    adversarial_weight : float, default=0.1
+        Weight of the discriminator's verdict in stage 2.
+    cell_type_weight, cell_type_image_weight : float, default=1.0
+        Weights of the cross-entropy of the cell type, read from the features and from the predicted image.
+    batch_weight : float, default=2.0
+        Weight of the fool loss of each adversary that reads the batch from the features: the knob that trades batch removal
+        against all else.
+    batch_image_weight : float, default=2.0
+        Weight of the fool loss of the adversary that reads the batch from the predicted image.
+    image_weight : float, default=30.0
+        Weight of the mean absolute image error in stage 2.
+    batch_target : {"conditional", "uniform", "reference"}, default="conditional"
+        What the adversaries are to be made to say: p(batch given cell type) as it is in the training cells, the same
+        probability for every batch, or `reference_batch` for every cell (published).
+    reference_batch : label, default=None
+        Batch that ``batch_target="reference"`` pushes all cells to; None takes the first in sorted order.
+    adversary : {"online", "published"}, default="online"
+        ``"online"``: adversaries see all features and the cell type and are trained along with the generator.
+        ``"published"``: four classifiers on disjoint quarters of the features, fitted at each refresh and frozen in between,
+        image classifiers fitted once after stage 1.
+    n_adversaries : int, default=2
+        Feature adversaries; for ``"published"`` the number of feature subsets.
+    adversary_steps : int, default=2
+        Updates of the adversaries per step of the generator (``"online"``).
+    warmup_epochs : int, default=4
+        Epochs in which the classifiers are trained and the generator is not, at the start of stage 2 (``"online"``).
+    ramp : float, default=0.3
+        Share of stage 2 over which the weights of the fool losses rise from 0 (``"online"``). Strong fooling from the first
+        step outruns the cell-type classifiers.
+    decay : float, default=0.5
+        Share of stage 2, its last part, over which the generator's learning rate falls to 0 (``"online"``).
+    learning_rate : float, default=2e-4
+        Of the generator in stage 1 (Adam, as all others).
+    removal_learning_rate : float, default=5e-4
+        Of the generator in stage 2.
+    discriminator_learning_rate : float, default=1e-4
+    classifier_learning_rate : float, default=1e-3
+        Of the cell-type classifiers, and of the image classifiers of ``adversary="published"``.
+    adversary_learning_rate : float, default=1e-3
+        Of the adversaries. The published 0.05 often leaves some of them dead.
+    minibatch_size : int, default=64
+        Cells per optimisation step.
+    augment : bool, default=True
+        Flip and turn each pair of images at random (the eight symmetries of the square) while training.
+    validation_fraction : float, default=0.1
+        Share of the cells, stratified by batch and cell type, held out to choose the best generator of each stage.
+    standardize : bool, default=True
+        Standardise each channel by its mean and standard deviation over the training cells. Loss weights refer to
+        standardised images; predictions come in the units of the target all the same.
+    inference : {"population", "minibatch"}, default="population"
+        ``"population"``: each cell for itself, with BatchNorm statistics of the training set. ``"minibatch"``: the original's
+        way, in which the statistics are those of consecutive `minibatch_size` cells, so that a prediction depends on its
+        neighbours. Dropout is off in both.
+    device : str, default="auto"
+        ``"auto"`` is CUDA where there is one, else the CPU; decided anew wherever the model is used.
+    precision : {"auto", "float32", "bfloat16", "float64"}, default="auto"
+        Arithmetic of the networks. ``"auto"`` is bfloat16 on CUDA cards that have it, float32 elsewhere. Losses are computed
+        in full precision.
+    compile : bool, default=False
+        Compile the generator and the discriminator with ``torch.compile``; falls back with a warning where that fails.
+    memory : str, path, joblib.Memory or None, default=None
+        Cache of stage 1, keyed by the data and the parameters that it depends on: a search over stage-2 parameters then
+        pretrains once per fold. Needs an integer `random_state` to hit.
+    checkpoint_dir : str or path, default=None
+        Where the state of training is written after each epoch. A fit that was stopped goes on from there when it is
+        repeated with the same data and parameters; the file is removed at the end.
+    random_state : int, RandomState or None, default=None
+        Seeds weights, order, dropout and splits. The global random state is neither read nor changed.
+    verbose : int, default=0
+        1 shows a progress bar per stage.
+
+    Attributes
+    ----------
+    batches_, cell_types_ : ndarray or None
+        Sorted labels seen in fit; None where none were given.
+    image_shape_, target_shape_ : tuple of int
+        Shape of one brightfield and of one target image, as given to fit.
+    n_features_out_ : int
+        Length of the profile.
+    history_ : dict
+        ``"pretraining"`` and ``"batch_removal"``: dict of loss name to its value in each epoch, validation losses under
+        ``"validation_..."``; ``"events"``: list of str, what a user should know of the training.
+    device_ : str
+        Device that fit ran on.
+    bf_mean_, bf_scale_, qpi_mean_, qpi_scale_ : ndarray of shape (n_channels,)
+        Standardisation: ``(x - mean) / scale``.
+    base_width_ : int
+        Width of the fitted generator.
+
+    See Also
+    --------
+    skbegan.metrics.batch_leakage : How much of the batch a fresh probe reads from the features.
+    skbegan.save : Write a fitted model to a file that runs no code when it is loaded.
+
+    Notes
+    -----
+    The networks, the two stages and the published loss weights are those of beGAN (later CytoMAD); ``PUBLISHED`` holds the
+    published values. The defaults differ: see the README for what was measured.
+
+    Examples
+    --------
+    >>> from skbegan import BeGANTransformer
+    >>> from skbegan.datasets import make_cell_images
+    >>> cells = make_cell_images(200, 3, 3, 16, random_state=0)
+    >>> began = BeGANTransformer(base_width=4, n_features=16, pretrain_epochs=1, removal_epochs=1, random_state=0)
+    >>> began.fit(cells.bf, cells.qpi, cells.batch, cells.cell_type).transform(cells.bf).shape
+    (200, 16)
+    """
+
+    # Nothing to request: scikit-learn routes these to fit and score wherever they are given.
+    __metadata_request__fit = {"batch": True, "cell_type": True, "y_qpi": True}  # noqa: RUF012
+    __metadata_request__score = {"batch": True, "cell_type": True, "y_qpi": True}  # noqa: RUF012
+
+    def __init__(
+        self,
+        *,
+        base_width: int = 64,
+        n_features: int = 512,
+        pretrain_epochs: int = 100,
+        pretrain_image_weight: float = 100.0,
+        removal_epochs: int = 300,
+        refresh_epochs: int = 5,
+        classifier_epochs: int = 100,
+        adversarial_weight: float = 0.1,
+        cell_type_weight: float = 1.0,
+        cell_type_image_weight: float = 1.0,
+        batch_weight: float = 2.0,
+        batch_image_weight: float = 2.0,
+        image_weight: float = 30.0,
+        batch_target: str = "conditional",
+        reference_batch: Any = None,
+        adversary: str = "online",
+        n_adversaries: int = 2,
+        adversary_steps: int = 2,
+        warmup_epochs: int = 4,
+        ramp: float = 0.3,
+        decay: float = 0.5,
+        learning_rate: float = 2e-4,
+        removal_learning_rate: float = 5e-4,
+        discriminator_learning_rate: float = 1e-4,
+        classifier_learning_rate: float = 1e-3,
+        adversary_learning_rate: float = 1e-3,
+        minibatch_size: int = 64,
+        augment: bool = True,
+        validation_fraction: float = 0.1,
+        standardize: bool = True,
+        inference: str = "population",
+        device: str = "auto",
+        precision: str = "auto",
+        compile: bool = False,
+        memory: Any = None,
+        checkpoint_dir: Any = None,
+        random_state: Any = None,
+        verbose: int = 0,
+    ) -> None:
+        self.base_width = base_width
+        self.n_features = n_features
+        self.pretrain_epochs = pretrain_epochs
+        self.pretrain_image_weight = pretrain_image_weight
+        self.removal_epochs = removal_epochs
+        self.refresh_epochs = refresh_epochs
+        self.classifier_epochs = classifier_epochs
+        self.adversarial_weight = adversarial_weight
+        self.cell_type_weight = cell_type_weight
+        self.cell_type_image_weight = cell_type_image_weight
+        self.batch_weight = batch_weight
+        self.batch_image_weight = batch_image_weight
+        self.image_weight = image_weight
+        self.batch_target = batch_target
+        self.reference_batch = reference_batch
+        self.adversary = adversary
+        self.n_adversaries = n_adversaries
+        self.adversary_steps = adversary_steps
+        self.warmup_epochs = warmup_epochs
+        self.ramp = ramp
+        self.decay = decay
+        self.learning_rate = learning_rate
+        self.removal_learning_rate = removal_learning_rate
+        self.discriminator_learning_rate = discriminator_learning_rate
+        self.classifier_learning_rate = classifier_learning_rate
+        self.adversary_learning_rate = adversary_learning_rate
+        self.minibatch_size = minibatch_size
+        self.augment = augment
+        self.validation_fraction = validation_fraction
+        self.standardize = standardize
+        self.inference = inference
+        self.device = device
+        self.precision = precision
+        self.compile = compile
+        self.memory = memory
+        self.checkpoint_dir = checkpoint_dir
+        self.random_state = random_state
+        self.verbose = verbose
+
+    # Learning -----------------------------------------------------------------------------------------------------
+
+    def fit(
+        self, X_bf: Any, y: Any = None, batch: Any = None, cell_type: Any = None, *, y_qpi: Any = None
+    ) -> BeGANTransformer:
+        """Train both stages.
+
+        Parameters
+        ----------
+        X_bf : array-like of shape (n_cells, side, side) or (n_cells, side, side, n_channels)
+            Brightfield images; side a power of two from 16 to 512.
+        y : array-like
+            Either the target images, shape (n_cells, side, side) or (n_cells, side, side, n_channels), or the cell types,
+            shape (n_cells,), as a Pipeline passes them; the target images are then `y_qpi`.
+        batch : array-like of shape (n_cells,), optional
+            Experimental batch (day, plate, site) of each cell. Without it stage 2 is skipped, with a warning.
+        cell_type : array-like of shape (n_cells,), optional
+            What must be kept (line, drug, dose, phase).
+        y_qpi : array-like, optional
+            Target images, where `y` holds the cell types or nothing.
+
+        Returns
+        -------
+        self : BeGANTransformer
+
+        Raises
+        ------
+        TypeError, ValueError
+            For input or parameters that cannot be used, before anything is trained; an earlier fit is kept.
+        FloatingPointError
+            When training diverges from the start whatever the learning rate.
+        """
+        parameters = self.get_params(deep=False)
+        validation.check_parameters(parameters)
+        dataset = validation.check_fit_input(X_bf, y, batch, cell_type, y_qpi)
+        reference = validation.reference_code(dataset, self.reference_batch)
+        memory = _check_memory(self.memory)
+        from skbegan.core import recipe
+        from skbegan.core.device import resolve_device, resolve_precision
+
+        device = resolve_device(self.device)
+        resolve_precision(self.precision, device)
+        names = ("split", "weights", "order", "dropout", "removal order", "removal dropout", "classifiers")
+        draws = check_random_state(self.random_state).randint(2**31 - 1, size=len(names))
+        seeds = dict(zip(names, draws.tolist(), strict=True))
+        removes = self.removal_epochs > 0 and validation.can_remove_batch(dataset, self.batch_target)
+
+        arrays = self._arrays(dataset, seeds["split"])
+        settings = {name: parameters[name] for name in recipe.PRETRAINING_SETTINGS}
+        stage_seeds = {name: seeds[name] for name in ("weights", "order", "dropout")}
+        checkpoint = self._checkpoint_file(parameters, dataset, seeds)
+        pretrain = memory.cache(recipe.pretrain, ignore=["verbose", "checkpoint"])
+        outcome = pretrain(
+            arrays,
+            settings,
+            stage_seeds,
+            str(device),
+            verbose=self.verbose,
+            checkpoint=checkpoint,
+            keep_if_interrupted=memory.location is None,
+        )
+        history: dict[str, Any] = {"pretraining": outcome.history}
+        events = list(outcome.events)
+        if removes and not outcome.interrupted:
+            outcome = recipe.remove_batch(
+                arrays,
+                outcome,
+                parameters,
+                {
+                    "order": seeds["removal order"],
+                    "dropout": seeds["removal dropout"],
+                    "classifiers": seeds["classifiers"],
+                },
+                str(device),
+                n_batches=dataset.n_batches,
+                n_cell_types=dataset.n_cell_types,
+                reference=reference,
+                verbose=self.verbose,
+                checkpoint=checkpoint,
+            )
+            history["batch_removal"] = outcome.history
+            events += outcome.events
+        self._set_fitted(
+            weights=outcome.generator,
+            bf_mean=arrays.bf_scaling.mean,
+            bf_scale=arrays.bf_scaling.scale,
+            qpi_mean=arrays.qpi_scaling.mean,
+            qpi_scale=arrays.qpi_scaling.scale,
+            image_shape=dataset.bf.shape[1:],
+            target_shape=dataset.qpi.shape[1:],
+            base_width=self.base_width,
+            n_features=self.n_features,
+            batches=dataset.batches,
+            cell_types=dataset.cell_types,
+            history={**history, "events": events},
+        )
+        self._recalibrate(dataset.bf, arrays.train_rows)
+        if checkpoint is not None:
+            checkpoint.unlink(missing_ok=True)
+        return self
+
+    def _arrays(self, dataset: validation.CellDataset, seed: int) -> Any:
+        from skbegan.core.data import Scaling
+        from skbegan.core.recipe import Arrays
+
+        train_rows, validation_rows = validation.split_validation(
+            dataset.batch, dataset.cell_type, self.validation_fraction, seed
+        )
+        scalings = [
+            Scaling.of(images, train_rows) if self.standardize else Scaling.identity(images[0].size // images.shape[1] ** 2)
+            for images in (dataset.bf, dataset.qpi)
+        ]
+        return Arrays(
+            dataset.bf, dataset.qpi, dataset.batch, dataset.cell_type, train_rows, validation_rows, *scalings
+        )
+
+    def _checkpoint_file(self, parameters: dict[str, Any], dataset: validation.CellDataset, seeds: Any) -> Path | None:
+        if self.checkpoint_dir is None:
+            return None
+        irrelevant = ("memory", "checkpoint_dir", "verbose", "device", "inference", "random_state")
+        kept = {name: value for name, value in parameters.items() if name not in irrelevant}
+        return Path(self.checkpoint_dir) / f"began-{joblib.hash((kept, dataset, seeds))}.pt"
+
+    def fit_transform(
+        self, X_bf: Any, y: Any = None, batch: Any = None, cell_type: Any = None, *, y_qpi: Any = None
+    ) -> Any:
+        """Fit, then return the features of the same cells. Parameters as in :meth:`fit`, output as in :meth:`transform`."""
+        return self.fit(X_bf, y, batch, cell_type, y_qpi=y_qpi).transform(X_bf)
+
+    # Using what was learned ---------------------------------------------------------------------------------------
+
+    def transform(self, X_bf: Any) -> Any:
+        """Return the profile of each cell; runs the encoder only.
+
+        Parameters
+        ----------
+        X_bf : array-like of shape (n_cells, side, side) or (n_cells, side, side, n_channels)
+            Brightfield images like those of fit.
+
+        Returns
+        -------
+        features : ndarray of shape (n_cells, n_features), float32
+            At least 0 (the bottleneck ends in a ReLU). With ``inference="population"`` each row depends on its cell alone.
+
+        Raises
+        ------
+        NotFittedError
+            Before fit.
+        ValueError
+            For images of another shape than in fit, or not finite.
+        """
+        return self._infer(X_bf, "features")
+
+    def predict_image(self, X_bf: Any) -> np.ndarray:
+        """Return the predicted target image of each cell.
+
+        Parameters
+        ----------
+        X_bf : array-like of shape (n_cells, side, side) or (n_cells, side, side, n_channels)
+            Brightfield images like those of fit.
+
+        Returns
+        -------
+        images : ndarray of shape (n_cells, side, side) or (n_cells, side, side, n_channels), float32
+            In the units and with the channels of the target given to fit.
+
+        Raises
+        ------
+        NotFittedError
+            Before fit.
+        ValueError
+            For images of another shape than in fit, or not finite.
+        """
+        images = np.moveaxis(self._infer(X_bf, "images"), 1, -1)
+        images = images * self.qpi_scale_.astype(np.float32) + self.qpi_mean_.astype(np.float32)
+        return images[..., 0] if len(self.target_shape_) == 2 else np.ascontiguousarray(images)
+
+    def recalibrate(self, X_bf: Any) -> BeGANTransformer:
+        """Re-estimate the population statistics of BatchNorm on the given cells; the weights stay.
+
+        For a model imported from elsewhere, whose stored statistics were never meant to be used, before
+        ``inference="population"``. Give cells of all batches and cell types.
+
+        Parameters
+        ----------
+        X_bf : array-like of shape (n_cells, side, side) or (n_cells, side, side, n_channels)
+            At least two brightfield images like those of fit.
+
+        Returns
+        -------
+        self : BeGANTransformer
+        """
+        check_is_fitted(self)
+        bf = validation.check_images(X_bf, "X_bf", self.image_shape_)
+        if len(bf) < 2:
+            raise ValueError("recalibrate needs at least two cells, better some hundred, got 1")
+        self._recalibrate(bf, np.random.RandomState(0).permutation(len(bf)))
+        return self
+
+    def _recalibrate(self, bf: np.ndarray, rows: np.ndarray) -> None:
+        from skbegan.core.recipe import calibrate
+
+        generator, stack, dtype = self._prepared(bf)
+        self._weights = calibrate(self._weights, stack, rows, generator, dtype, self.minibatch_size)
+
+    def _infer(self, X_bf: Any, want: str) -> np.ndarray:
+        check_is_fitted(self)
+        bf = validation.check_images(X_bf, "X_bf", self.image_shape_)
+        from skbegan.core.inference import infer
+
+        generator, stack, dtype = self._prepared(bf)
+        minibatch_size = self.minibatch_size if self.inference == "minibatch" else None
+        return infer(generator, stack, want=want, minibatch_size=minibatch_size, dtype=dtype)
+
+    def _prepared(self, bf: np.ndarray) -> tuple[Any, Any, Any]:
+        """Return the generator on the device of now, the images as it takes them, and its dtype."""
+        from skbegan.core import recipe
+        from skbegan.core.data import ImageStack, Scaling
+        from skbegan.core.device import new_rng, place, resolve_device, resolve_precision
+
+        device = resolve_device(self.device)
+        dtype = resolve_precision(self.precision, device)
+        cached = self.__dict__.get("_generator")
+        if cached is None or cached[0] != (device, dtype):
+            channels = {"in_channels": len(self.bf_mean_), "out_channels": len(self.qpi_mean_)}
+            generator = recipe.make_generator(
+                self.image_shape_[0], self.base_width_, self.n_features_out_, channels, new_rng(0)
+            )
+            generator = place(recipe.from_numpy(generator, self._weights), device, dtype)
+            cached = self._generator = ((device, dtype), generator)
+        return cached[1], ImageStack(bf, Scaling(self.bf_mean_, self.bf_scale_), device, dtype), dtype
+
+    def score(
+        self, X_bf: Any, y: Any = None, batch: Any = None, cell_type: Any = None, *, y_qpi: Any = None
+    ) -> float:
+        """Return how good the model is on these cells; greater is better.
+
+        Parameters
+        ----------
+        X_bf, y, batch, cell_type, y_qpi
+            As in :meth:`fit`, best of cells that were not fitted on.
+
+        Returns
+        -------
+        score : float
+            With batches and cell types: :func:`skbegan.metrics.batch_removal_score`, batch removed and biology kept, from 0 to
+            1. With cell types alone: their cross-validated accuracy, read from the features. With target images alone:
+            the coefficient of determination of the predicted pixels.
+
+        Raises
+        ------
+        ValueError
+            When none of the three can be computed.
+        """
+        check_is_fitted(self)
+        bf = validation.check_images(X_bf, "X_bf", self.image_shape_)
+        y_qpi, cell_type = validation.split_y(y, cell_type, y_qpi, len(bf))
+        from skbegan import metrics
+
+        if cell_type is not None:
+            features = self._infer(bf, "features")
+            if batch is not None:
+                return float(metrics.batch_removal_score(features, batch, cell_type))
+            return float(metrics.cell_type_accuracy(features, cell_type))
+        if y_qpi is None:
+            raise ValueError("score needs cell_type (best with batch), or target images as y")
+        target = validation.check_images(y_qpi, "y_qpi", self.target_shape_).astype(np.float64)
+        if len(target) != len(bf):
+            raise ValueError(f"X_bf has {len(bf)} cells but y_qpi has {len(target)}")
+        error = np.square(self.predict_image(bf).reshape(target.shape) - target).sum()
+        return float(1.0 - error / np.square(target - target.mean()).sum())
+
+    # What scikit-learn asks ---------------------------------------------------------------------------------------
+
+    def _set_fitted(
+        self,
+        *,
+        weights: dict[str, np.ndarray],
+        bf_mean: np.ndarray,
+        bf_scale: np.ndarray,
+        qpi_mean: np.ndarray,
+        qpi_scale: np.ndarray,
+        image_shape: tuple[int, ...],
+        target_shape: tuple[int, ...],
+        base_width: int,
+        n_features: int,
+        batches: np.ndarray | None,
+        cell_types: np.ndarray | None,
+        history: dict[str, Any],
+    ) -> None:
+        """Take over everything that makes a fitted model, all at once."""
+        from skbegan.core.device import resolve_device
+
+        self._weights = weights
+        self.bf_mean_, self.bf_scale_ = np.asarray(bf_mean, float), np.asarray(bf_scale, float)
+        self.qpi_mean_, self.qpi_scale_ = np.asarray(qpi_mean, float), np.asarray(qpi_scale, float)
+        self.image_shape_, self.target_shape_ = tuple(image_shape), tuple(target_shape)
+        self.base_width_, self.n_features_out_ = base_width, n_features
+        self.batches_, self.cell_types_ = batches, cell_types
+        self.history_ = history
+        self.device_ = str(resolve_device(self.device))
+        self.__dict__.pop("_generator", None)
+
+    @property
+    def _n_features_out(self) -> int:
+        return self.n_features_out_
+
+    def __sklearn_is_fitted__(self) -> bool:
+        return hasattr(self, "_weights")
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.input_tags.two_d_array = False
+        tags.input_tags.three_d_array = True
+        tags.target_tags.required = True
+        tags.transformer_tags.preserves_dtype = []
+        return tags
+
+    def __getstate__(self) -> dict[str, Any]:
+        # The generator is built again from the weights where it is used, on the device of there.
+        state = dict(super().__getstate__())
+        state.pop("_generator", None)
+        return state
+
+
+# scikit-learn wraps these for set_output under the name X for the first argument.
+for _name in ("transform", "fit_transform"):
+    setattr(BeGANTransformer, _name, _first_argument_by_name(inspect.getattr_static(BeGANTransformer, _name)))
+
+
+def _check_memory(memory: Any) -> joblib.Memory:
+    if memory is None or isinstance(memory, str | Path):
+        return joblib.Memory(None if memory is None else str(memory), verbose=0)
+    if not hasattr(memory, "cache"):
+        raise ValueError(f"memory must be None, a path or a joblib.Memory, got {memory!r}")
+    return memory
