@@ -1,0 +1,55 @@
+"""Tiny cells and models that many tests share."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import matplotlib
+import numpy as np
+import pytest
+import torch
+
+from skbegan import BeGANTransformer
+from skbegan.datasets import make_cell_images
+
+matplotlib.use("Agg")
+
+TINY: dict[str, Any] = {
+    "base_width": 4,
+    "n_features": 16,
+    "pretrain_epochs": 2,
+    "removal_epochs": 2,
+    "refresh_epochs": 1,
+    "warmup_epochs": 1,
+    "classifier_epochs": 2,
+    "minibatch_size": 16,
+    "device": "cpu",
+    "random_state": 0,
+}
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread() -> Iterator[None]:
+    """Tiny networks are fastest on one thread, and test processes that share two cores do not slow each other."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session")
+def cells() -> Any:
+    """90 simulated cells of side 16: 3 types x 3 batches, each type in 2 batches."""
+    return make_cell_images(90, 3, 3, 16, batches_per_type=2, random_state=0)
+
+
+@pytest.fixture(scope="session")
+def fitted(cells: Any) -> BeGANTransformer:
+    """A tiny fitted model; do not change it."""
+    return BeGANTransformer(**TINY).fit(cells.bf, cells.qpi, cells.batch, cells.cell_type)
+
+
+@pytest.fixture
+def rng() -> np.random.Generator:
+    return np.random.default_rng(0)
