@@ -1,0 +1,248 @@
+"""Displays: what is drawn, what is refused, and that nothing is left behind."""
+
+import subprocess
+import sys
+import types
+
+import matplotlib
+
+matplotlib.use("Agg")
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+
+from skbegan.plotting import CellImagesDisplay, FeatureMapDisplay, HistoryDisplay, compare_features
+
+
+@pytest.fixture(autouse=True)
+def no_figure_is_left():
+    plt.close("all")
+    settings = dict(matplotlib.rcParams)
+    yield
+    plt.close("all")
+    assert dict(matplotlib.rcParams) == settings
+
+
+class FakeBeGAN:
+    def __init__(self):
+        self.seen = 0
+        losses = {"epoch": [1, 2, 3], "image": [3.0, 2.0, 1.0], "validation_image": [3.5, 2.5, float("nan")]}
+        more = {"batch": [1.0, 1.1, 1.2], "cell_type": [2.0, 0.02, 0.01], "adversarial": [1, 1, 1], "total": [9, 8, 7]}
+        self.history_ = {"pretraining": losses, "batch_removal": {**losses, **more}, "events": ["stage 2: restarted"]}
+
+    def predict_image(self, X_bf):
+        self.seen += len(X_bf)
+        return np.asarray(X_bf, np.float32) * 2
+
+    def transform(self, X_bf):
+        return np.asarray(X_bf).reshape(len(X_bf), -1)
+
+
+@pytest.fixture
+def images():
+    return np.random.default_rng(0).normal(size=(20, 16, 16)).astype(np.float32)
+
+
+def no_overlap(figure, *artists):
+    """Check that the artists lie inside the figure and apart from each other."""
+    figure.canvas.draw()
+    boxes = [a.get_window_extent() for a in artists]
+    canvas = figure.bbox
+    for i, box in enumerate(boxes):
+        assert box.x0 >= canvas.x0 - 2 and box.x1 <= canvas.x1 + 2, i
+        assert box.y0 >= canvas.y0 - 2 and box.y1 <= canvas.y1 + 2, i
+        for other in boxes[i + 1 :]:
+            assert not (box.x0 < other.x1 and other.x0 < box.x1 and box.y0 < other.y1 and other.y0 < box.y1)
+
+
+# ------------------------------------------------------------------------------------------------------- images
+def test_cell_images(images):
+    est = FakeBeGAN()
+    labels = [f"type {i}" for i in range(20)]
+    shown = CellImagesDisplay.from_estimator(est, images, images, images + 1, n_cells=5, labels=labels, units="rad")
+    assert shown.axes_.shape == (4, 5)
+    assert est.seen == 5  # only what is drawn is predicted
+    assert [a.get_ylabel() for a in shown.axes_[:, 0]] == ["brightfield", "predicted", "measured", "batch-free"]
+    assert [a.get_title() for a in shown.axes_[0]] == ["type 0", "type 5", "type 10", "type 14", "type 19"]
+    limits = {a.images[0].get_clim() for a in shown.axes_[1:].flat}
+    assert len(limits) == 1
+    assert shown.colorbar_.ax.get_ylabel() == "rad"
+    np.testing.assert_array_equal(shown.axes_[1, 1].images[0].get_array(), images[5] * 2)
+    no_overlap(shown.figure_, *shown.axes_.flat, shown.colorbar_.ax)
+    plt.close(shown.figure_)
+    shown.plot(cmap="magma")  # again
+
+
+def test_cell_images_from_predictions(images):
+    shown = CellImagesDisplay.from_predictions(images, images, cells=[3, -1], labels=np.arange(20))
+    assert shown.axes_.shape == (2, 2)
+    assert [a.get_title() for a in shown.axes_[0]] == ["3", "19"]
+    several = np.stack([images, -images], axis=-1)
+    shown = CellImagesDisplay.from_predictions(several, several, several, n_cells=99)
+    assert shown.axes_.shape == (3, 20)
+    CellImagesDisplay.from_predictions(np.zeros((2, 16, 16)), np.zeros((2, 16, 16)))  # constant
+
+
+def test_draws_into_a_given_figure(images):
+    figure = plt.figure(layout="constrained")
+    left, right = figure.subfigures(1, 2)
+    assert CellImagesDisplay.from_predictions(images, images, n_cells=2, figure=left).figure_ is left
+    features = images.reshape(20, -1)
+    FeatureMapDisplay.from_features(features, np.arange(20) % 2, np.arange(20) % 3, figure=right)
+    HistoryDisplay.from_estimator(FakeBeGAN(), figure=plt.figure())
+    figure.canvas.draw()
+    assert len(plt.get_fignums()) == 2
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"cells": [20]}, "between 0 and 19"),
+        ({"cells": []}, "list of cell numbers"),
+        ({"cells": [0.5]}, "list of cell numbers"),
+        ({"n_cells": 0}, "at least 1"),
+        ({"labels": ["a"]}, "labels must be 1-D"),
+        ({"y_qpi": np.zeros((3, 16, 16))}, "as many images"),
+        ({"y_qpi": np.zeros(20)}, r"\(n, H, W\)"),
+    ],
+)
+def test_cell_images_bad_input(images, options, message):
+    with pytest.raises(ValueError, match=message):
+        CellImagesDisplay.from_estimator(FakeBeGAN(), images, **options)
+
+
+# --------------------------------------------------------------------------------------------------------- maps
+def test_feature_map_is_the_pca():
+    rng = np.random.default_rng(1)
+    features = rng.normal(size=(200, 5)) * [10, 5, 1, 1, 1] + 7
+    shown = FeatureMapDisplay.from_features(features, rng.integers(0, 3, 200), rng.integers(0, 2, 200), title="raw")
+    points = shown.maps["raw"]
+    centred = features - features.mean(axis=0)
+    u, s, _ = np.linalg.svd(centred, full_matrices=False)
+    np.testing.assert_allclose(np.abs(points), np.abs(u[:, :2] * s[:2]), rtol=1e-6, atol=1e-8)
+    assert shown.explained["raw"] == pytest.approx(tuple(s[:2] ** 2 / (s**2).sum()))
+    again = FeatureMapDisplay.from_features(features, np.zeros(200), np.zeros(200))
+    np.testing.assert_array_equal(again.maps[""], points)
+    assert [a.get_title() for a in shown.axes_] == ["raw, by batch", "raw, by cell type"]
+    assert sum(len(c.get_offsets()) for c in shown.axes_[0].collections) == 200
+    assert [t.get_text() for t in shown.axes_[0].get_legend().get_texts()] == ["0", "1", "2"]
+
+
+@pytest.mark.parametrize("n_labels", [1, 7, 12, 33])
+def test_legends_do_not_overlap(n_labels):
+    rng = np.random.default_rng(2)
+    batch = np.array([f"2024-05-{i:02d}" for i in range(n_labels)])[rng.integers(0, n_labels, 300)]
+    batch[:n_labels] = [f"2024-05-{i:02d}" for i in range(n_labels)]
+    kinds = np.array(["a very long cell type name", "b"])[rng.integers(0, 2, 300)]
+    shown = FeatureMapDisplay.from_features(rng.normal(size=(300, 6)), batch, kinds)
+    legends = [a.get_legend() for a in shown.axes_]
+    no_overlap(shown.figure_, *shown.axes_, *legends)
+    names = [t.get_text() for t in legends[0].get_texts()]
+    assert len(names) == min(n_labels, 24)
+    if n_labels > 24:
+        assert names[-1] == f"and {n_labels - 23} more"
+
+
+def test_labels_beyond_the_palette_differ_by_marker():
+    from skbegan.plotting import _style
+
+    styles = {tuple(_style(k).values()) for k in range(60)}
+    assert len(styles) == 60
+
+
+def test_compare_features():
+    rng = np.random.default_rng(3)
+    sets = {"stage 1": rng.normal(size=(100, 6)), "after": rng.normal(size=(100, 300))}
+    shown = compare_features(sets, list("ab") * 50, rng.integers(0, 3, 100), standardize=True)
+    assert shown.axes_.shape == (2, 2)
+    assert [a.get_title() for a in shown.axes_[0]] == ["stage 1", "after"]
+    no_overlap(shown.figure_, *shown.axes_.flat, *(a.get_legend() for a in shown.axes_[:, -1]))
+    assert shown.axes_[0, 0].get_legend() is None
+    with pytest.raises(TypeError, match="mapping"):
+        compare_features(sets["after"], list("ab") * 50, np.zeros(100))
+
+
+def test_feature_map_from_estimator_and_few_dimensions(images):
+    shown = FeatureMapDisplay.from_estimator(FakeBeGAN(), images, np.arange(20) % 2, np.zeros(20))
+    assert shown.maps[""].shape == (20, 2)
+    for features in (
+        np.arange(5.0)[:, None],
+        np.zeros((5, 4)),
+        np.eye(2),
+        np.ones((1, 3)),
+        np.outer(np.arange(30), np.ones(9)),
+    ):
+        n = len(features)
+        FeatureMapDisplay.from_features(features, np.zeros(n), np.zeros(n), standardize=True).figure_.canvas.draw()
+
+
+@pytest.mark.parametrize(
+    ("features", "batch", "message"),
+    [
+        (np.zeros((10, 4, 4)), np.zeros(10), "2-D"),
+        (np.full((10, 4), np.nan), np.zeros(10), "NaN"),
+        (np.zeros((10, 4)), np.zeros(9), "batch must be 1-D"),
+        (np.zeros((10, 4)), None, "batch of each cell is needed"),
+        ({}, np.zeros(10), "no features"),
+        ({"a": np.zeros((10, 4)), "b": np.zeros((9, 4))}, np.zeros(10), "Map 'b'"),
+    ],
+)
+def test_feature_map_bad_input(features, batch, message):
+    with pytest.raises(ValueError, match=message):
+        FeatureMapDisplay.from_features(features, batch, np.zeros(10))
+
+
+# ------------------------------------------------------------------------------------------------------ history
+def test_history():
+    shown = HistoryDisplay.from_estimator(FakeBeGAN())
+    assert list(shown.axes_) == [
+        ("pretraining", "image"),
+        ("batch_removal", "image"),
+        ("batch_removal", "adversarial"),
+        ("batch_removal", "batch"),
+        ("batch_removal", "cell type"),
+    ]
+    solid, dashed = shown.axes_["pretraining", "image"].lines
+    assert (solid.get_linestyle(), dashed.get_linestyle()) == ("-", "--")
+    assert solid.get_color() == dashed.get_color()
+    assert list(dashed.get_xdata()) == [1, 2]  # what was not measured is left out
+    assert shown.axes_["batch_removal", "cell type"].get_yscale() == "log"
+    assert shown.axes_["batch_removal", "batch"].get_yscale() == "linear"
+    no_overlap(shown.figure_, *shown.axes_.values(), *(a.get_legend() for a in shown.axes_.values()))
+    one = HistoryDisplay.from_estimator(FakeBeGAN(), stages=["batch_removal"], details=True)
+    assert {stage for stage, _ in one.axes_} == {"batch_removal"}
+    assert ("batch_removal", "total") in one.axes_
+
+
+def test_history_with_few_or_strange_losses():
+    shown = HistoryDisplay({"pretraining": {"epoch": [1], "sparsity": [0.5]}}).plot()
+    assert shown.axes_["pretraining", "other"].lines[0].get_marker() == "o"
+    HistoryDisplay({"pretraining": {"image": [1, -1, None]}}).plot().figure_.canvas.draw()
+    with pytest.raises(ValueError, match="no losses"):
+        HistoryDisplay({"pretraining": {"epoch": []}, "events": []}).plot()
+    with pytest.raises(ValueError, match="fit it first"):
+        HistoryDisplay.from_estimator(object())
+    with pytest.raises(ValueError, match="no stage"):
+        HistoryDisplay.from_estimator(FakeBeGAN(), stages=["stage 3"])
+
+
+# ------------------------------------------------------------------------------------------------- dependencies
+def test_without_matplotlib(monkeypatch, images):
+    for name in [m for m in sys.modules if m.split(".")[0] == "matplotlib"]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    monkeypatch.setitem(sys.modules, "matplotlib.pyplot", None)
+    for draw in (
+        lambda: CellImagesDisplay.from_predictions(images, images),
+        lambda: FeatureMapDisplay.from_features(images.reshape(20, -1), np.zeros(20), np.zeros(20)),
+        lambda: HistoryDisplay.from_estimator(FakeBeGAN()),
+    ):
+        with pytest.raises(ImportError, match=r'pip install "skbegan\[plots\]"'):
+            draw()
+
+
+def test_import_does_not_import_matplotlib():
+    code = "import sys, skbegan.plotting; assert 'matplotlib' not in sys.modules"
+    assert isinstance(plt, types.ModuleType)
+    subprocess.run([sys.executable, "-c", code], check=True)
