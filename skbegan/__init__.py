@@ -15,7 +15,16 @@ if TYPE_CHECKING:
     from skbegan.keras_import import load_keras_generator
     from skbegan.persistence import load, save
 
-__all__ = ["PUBLISHED", "BeGANTransformer", "__version__", "datasets", "load", "load_keras_generator", "metrics", "save"]
+__all__ = [
+    "PUBLISHED",
+    "BeGANTransformer",
+    "__version__",
+    "datasets",
+    "load",
+    "load_keras_generator",
+    "metrics",
+    "save",
+]
 
 _HOMES = {
     "BeGANTransformer": "skbegan.estimator",

@@ -44,7 +44,7 @@ PUBLISHED: dict[str, Any] = {
     "augment": False,
     "standardize": False,
 }
-"""Parameter values of :class:`BeGANTransformer` that reproduce the original recipe: ``BeGANTransformer(**PUBLISHED)``."""
+"""Parameters that reproduce the original recipe: ``BeGANTransformer(**PUBLISHED)``."""
 
 
 def _first_argument_by_name(method: Callable[..., Any]) -> Callable[..., Any]:
@@ -62,9 +62,9 @@ def _first_argument_by_name(method: Callable[..., Any]) -> Callable[..., Any]:
 class BeGANTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
     """Batch-free profiles and quantitative phase images of single cells from brightfield crops.
 
-    Stage 1 pretrains a pix2pix conditional GAN that predicts the target image (the quantitative phase image, QPI) from the
-    brightfield. In stage 2 classifiers of batch and cell type, on the features and on the predicted images, steer the
-    generator so that neither tells the batch and both keep the cell type.
+    Stage 1 pretrains a pix2pix conditional GAN that predicts the target image (the quantitative phase image, QPI) from
+    the brightfield. In stage 2 classifiers of batch and cell type, on the features and on the predicted images, steer
+    the generator so that neither tells the batch and both keep the cell type.
 
     Parameters
     ----------
@@ -79,8 +79,8 @@ class BeGANTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEs
     removal_epochs : int, default=300
         Epochs of stage 2; 0 leaves the pretrained model.
     refresh_epochs : int, default=5
-        Every so many epochs the oldest feature adversary is replaced by a new one (``adversary="online"``), or all of them
-        are fitted from scratch on a new split of the features (``"published"``).
+        Every so many epochs the oldest feature adversary is replaced by a new one (``adversary="online"``), or all of
+        them are fitted from scratch on a new split of the features (``"published"``).
     classifier_epochs : int, default=100
         Epochs of each classifier fit between the stages and at each refresh of ``adversary="published"``.
     adversarial_weight : float, default=0.1
@@ -88,8 +88,8 @@ class BeGANTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEs
     cell_type_weight, cell_type_image_weight : float, default=1.0
         Weights of the cross-entropy of the cell type, read from the features and from the predicted image.
     batch_weight : float, default=2.0
-        Weight of the fool loss of each adversary that reads the batch from the features: the knob that trades batch removal
-        against all else.
+        Weight of the fool loss of each adversary that reads the batch from the features: the knob that trades batch
+        removal against all else.
     batch_image_weight : float, default=2.0
         Weight of the fool loss of the adversary that reads the batch from the predicted image.
     image_weight : float, default=30.0
@@ -101,8 +101,8 @@ class BeGANTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEs
         Batch that ``batch_target="reference"`` pushes all cells to; None takes the first in sorted order.
     adversary : {"online", "published"}, default="online"
         ``"online"``: adversaries see all features and the cell type and are trained along with the generator.
-        ``"published"``: four classifiers on disjoint quarters of the features, fitted at each refresh and frozen in between,
-        image classifiers fitted once after stage 1.
+        ``"published"``: four classifiers on disjoint quarters of the features, fitted at each refresh and frozen in
+        between, image classifiers fitted once after stage 1.
     n_adversaries : int, default=2
         Feature adversaries; for ``"published"`` the number of feature subsets.
     adversary_steps : int, default=2
@@ -110,8 +110,8 @@ class BeGANTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEs
     warmup_epochs : int, default=4
         Epochs in which the classifiers are trained and the generator is not, at the start of stage 2 (``"online"``).
     ramp : float, default=0.3
-        Share of stage 2 over which the weights of the fool losses rise from 0 (``"online"``). Strong fooling from the first
-        step outruns the cell-type classifiers.
+        Share of stage 2 over which the weights of the fool losses rise from 0 (``"online"``). Strong fooling from the
+        first step outruns the cell-type classifiers.
     decay : float, default=0.5
         Share of stage 2, its last part, over which the generator's learning rate falls to 0 (``"online"``).
     learning_rate : float, default=2e-4
@@ -133,14 +133,14 @@ class BeGANTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEs
         Standardise each channel by its mean and standard deviation over the training cells. Loss weights refer to
         standardised images; predictions come in the units of the target all the same.
     inference : {"population", "minibatch"}, default="population"
-        ``"population"``: each cell for itself, with BatchNorm statistics of the training set. ``"minibatch"``: the original's
-        way, in which the statistics are those of consecutive `minibatch_size` cells, so that a prediction depends on its
-        neighbours. Dropout is off in both.
+        ``"population"``: each cell for itself, with BatchNorm statistics of the training set. ``"minibatch"``: the
+        original's way, in which the statistics are those of consecutive `minibatch_size` cells, so that a prediction
+        depends on its neighbours. Dropout is off in both.
     device : str, default="auto"
         ``"auto"`` is CUDA where there is one, else the CPU; decided anew wherever the model is used.
     precision : {"auto", "float32", "bfloat16", "float64"}, default="auto"
-        Arithmetic of the networks. ``"auto"`` is bfloat16 on CUDA cards that have it, float32 elsewhere. Losses are computed
-        in full precision.
+        Arithmetic of the networks. ``"auto"`` is bfloat16 on CUDA cards that have it, float32 elsewhere. Losses are
+        computed in full precision.
     compile : bool, default=False
         Compile the generator and the discriminator with ``torch.compile``; falls back with a warning where that fails.
     memory : str, path, joblib.Memory or None, default=None
@@ -179,8 +179,8 @@ class BeGANTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEs
 
     Notes
     -----
-    The networks, the two stages and the published loss weights are those of beGAN (later CytoMAD); ``PUBLISHED`` holds the
-    published values. The defaults differ: see the README for what was measured.
+    The networks, the two stages and the published loss weights are those of beGAN (later CytoMAD); ``PUBLISHED`` holds
+    the published values. The defaults differ: see the README for what was measured.
 
     Examples
     --------
@@ -191,6 +191,12 @@ class BeGANTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEs
     >>> began.fit(cells.bf, cells.qpi, cells.batch, cells.cell_type).transform(cells.bf).shape
     (200, 16)
     """
+
+    _weights: dict[str, np.ndarray]
+    bf_mean_: np.ndarray
+    bf_scale_: np.ndarray
+    qpi_mean_: np.ndarray
+    qpi_scale_: np.ndarray
 
     # Nothing to request: scikit-learn routes these to fit and score wherever they are given.
     __metadata_request__fit = {"batch": True, "cell_type": True, "y_qpi": True}  # noqa: RUF012
@@ -289,8 +295,8 @@ class BeGANTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEs
         X_bf : array-like of shape (n_cells, side, side) or (n_cells, side, side, n_channels)
             Brightfield images; side a power of two from 16 to 512.
         y : array-like
-            Either the target images, shape (n_cells, side, side) or (n_cells, side, side, n_channels), or the cell types,
-            shape (n_cells,), as a Pipeline passes them; the target images are then `y_qpi`.
+            Either the target images, shape (n_cells, side, side) or (n_cells, side, side, n_channels), or the cell
+            types, shape (n_cells,), as a Pipeline passes them; the target images are then `y_qpi`.
         batch : array-like of shape (n_cells,), optional
             Experimental batch (day, plate, site) of each cell. Without it stage 2 is skipped, with a warning.
         cell_type : array-like of shape (n_cells,), optional
@@ -386,12 +392,12 @@ class BeGANTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEs
             dataset.batch, dataset.cell_type, self.validation_fraction, seed
         )
         scalings = [
-            Scaling.of(images, train_rows) if self.standardize else Scaling.identity(images[0].size // images.shape[1] ** 2)
+            Scaling.of(images, train_rows)
+            if self.standardize
+            else Scaling.identity(images[0].size // images.shape[1] ** 2)
             for images in (dataset.bf, dataset.qpi)
         ]
-        return Arrays(
-            dataset.bf, dataset.qpi, dataset.batch, dataset.cell_type, train_rows, validation_rows, *scalings
-        )
+        return Arrays(dataset.bf, dataset.qpi, dataset.batch, dataset.cell_type, train_rows, validation_rows, *scalings)
 
     def _checkpoint_file(self, parameters: dict[str, Any], dataset: validation.CellDataset, seeds: Any) -> Path | None:
         if self.checkpoint_dir is None:
@@ -403,7 +409,7 @@ class BeGANTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEs
     def fit_transform(
         self, X_bf: Any, y: Any = None, batch: Any = None, cell_type: Any = None, *, y_qpi: Any = None
     ) -> Any:
-        """Fit, then return the features of the same cells. Parameters as in :meth:`fit`, output as in :meth:`transform`."""
+        """Fit, then return the features of the same cells; see :meth:`fit` and :meth:`transform`."""
         return self.fit(X_bf, y, batch, cell_type, y_qpi=y_qpi).transform(X_bf)
 
     # Using what was learned ---------------------------------------------------------------------------------------
@@ -419,7 +425,8 @@ class BeGANTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEs
         Returns
         -------
         features : ndarray of shape (n_cells, n_features), float32
-            At least 0 (the bottleneck ends in a ReLU). With ``inference="population"`` each row depends on its cell alone.
+            At least 0 (the bottleneck ends in a ReLU). With ``inference="population"`` each row depends on its cell
+            alone.
 
         Raises
         ------
@@ -495,23 +502,17 @@ class BeGANTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEs
         """Return the generator on the device of now, the images as it takes them, and its dtype."""
         from skbegan.core import recipe
         from skbegan.core.data import ImageStack, Scaling
-        from skbegan.core.device import new_rng, place, resolve_device, resolve_precision
+        from skbegan.core.device import place, resolve_device, resolve_precision
 
         device = resolve_device(self.device)
         dtype = resolve_precision(self.precision, device)
         cached = self.__dict__.get("_generator")
         if cached is None or cached[0] != (device, dtype):
-            channels = {"in_channels": len(self.bf_mean_), "out_channels": len(self.qpi_mean_)}
-            generator = recipe.make_generator(
-                self.image_shape_[0], self.base_width_, self.n_features_out_, channels, new_rng(0)
-            )
-            generator = place(recipe.from_numpy(generator, self._weights), device, dtype)
+            generator = place(recipe.generator_from(self._weights), device, dtype)
             cached = self._generator = ((device, dtype), generator)
         return cached[1], ImageStack(bf, Scaling(self.bf_mean_, self.bf_scale_), device, dtype), dtype
 
-    def score(
-        self, X_bf: Any, y: Any = None, batch: Any = None, cell_type: Any = None, *, y_qpi: Any = None
-    ) -> float:
+    def score(self, X_bf: Any, y: Any = None, batch: Any = None, cell_type: Any = None, *, y_qpi: Any = None) -> float:
         """Return how good the model is on these cells; greater is better.
 
         Parameters
@@ -522,9 +523,9 @@ class BeGANTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEs
         Returns
         -------
         score : float
-            With batches and cell types: :func:`skbegan.metrics.batch_removal_score`, batch removed and biology kept, from 0 to
-            1. With cell types alone: their cross-validated accuracy, read from the features. With target images alone:
-            the coefficient of determination of the predicted pixels.
+            With cell types and at least two batches: :func:`skbegan.metrics.batch_removal_score`, batch removed and
+            biology kept, from 0 to 1. With cell types of one batch or none: their cross-validated accuracy, read from
+            the features. With target images alone: the coefficient of determination of the predicted pixels.
 
         Raises
         ------
@@ -538,7 +539,7 @@ class BeGANTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEs
 
         if cell_type is not None:
             features = self._infer(bf, "features")
-            if batch is not None:
+            if batch is not None and len(np.unique(validation.check_labels(batch, "batch", len(bf)))) > 1:
                 return float(metrics.batch_removal_score(features, batch, cell_type))
             return float(metrics.cell_type_accuracy(features, cell_type))
         if y_qpi is None:

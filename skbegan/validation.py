@@ -1,7 +1,7 @@
 """Every way in: images, labels, parameters and the batch design, checked before any long work starts.
 
-Arrays are passed on as they came (memory maps stay memory maps); what is refused is refused with one message that says what
-was wrong, what was found and what to do.
+Arrays are passed on as they came (memory maps stay memory maps); what is refused is refused with one message that says
+what was wrong, what was found and what to do.
 """
 
 from __future__ import annotations
@@ -150,7 +150,8 @@ def check_labels(labels: Any, name: str, n_cells: int) -> np.ndarray:
     ValueError
         For another number of labels or axes, missing labels, or a mix of kinds.
     """
-    array = np.asarray(labels)
+    # A list of 1 and "a" would silently become one of "1" and "a".
+    array = np.array(labels, dtype=object) if isinstance(labels, list | tuple) else np.asarray(labels)
     if array.ndim == 2 and array.shape[1] == 1:
         array = array[:, 0]
     if array.ndim != 1:
@@ -250,7 +251,9 @@ def can_remove_batch(dataset: CellDataset, batch_target: str) -> bool:
         cell type are confounded.
     """
     if dataset.n_batches < 2:
-        what = "no batch was given" if dataset.batches is None else f"all cells are of batch {dataset.batches[0]!r}"
+        what = (
+            "no batch was given" if dataset.batches is None else f"all cells are of batch {str(dataset.batches[0])!r}"
+        )
         warnings.warn(
             f"{what}: there is no batch effect to learn, so stage 2 is skipped and the model is only pretrained. "
             "Pass batch (day, plate or site of every cell) with at least two values, or removal_epochs=0 to say that "
@@ -274,8 +277,8 @@ def can_remove_batch(dataset: CellDataset, batch_target: str) -> bool:
     if (table.sum(axis=1) == 1).all():
         skipped = batch_target == "conditional"
         warnings.warn(
-            "batch and cell type are confounded: every cell type occurs in one batch only, so that their effects cannot "
-            "be told apart. "
+            "batch and cell type are confounded: every cell type occurs in one batch only, so that their effects "
+            "cannot be told apart. "
             + (
                 "Stage 2 is skipped. Image at least one cell type (a control) in several batches, or choose "
                 "batch_target='uniform' to remove the batch at the price of the cell type."
@@ -291,7 +294,7 @@ def can_remove_batch(dataset: CellDataset, batch_target: str) -> bool:
     if len(groups) > 1:
         names = " | ".join(", ".join(str(dataset.batches[b]) for b in group) for group in groups)
         warnings.warn(
-            f"batch and cell type are partly confounded: the batches fall into groups that share no cell type ({names}). "
+            f"batch and cell type are partly confounded: the batches fall into groups that share no cell type ({names}). "  # noqa: E501
             "Differences between these groups cannot be told from differences between their cell types and may stay. "
             "Image a common cell type (a control) in all batches.",
             UserWarning,
@@ -408,6 +411,7 @@ def check_parameters(parameters: Mapping[str, Any]) -> None:
         value = parameters[name]
         if isinstance(value, bool | np.bool_) or not isinstance(value, numbers.Real):
             raise TypeError(f"{name} must be a number, got {value!r}")
+        value = float(value)
         if not np.isfinite(value) or value < 0 or (name in _RATES and value == 0):
             raise ValueError(f"{name} must be {'positive' if name in _RATES else 'at least 0'}, got {value}")
         if value > _SHARES.get(name, np.inf):

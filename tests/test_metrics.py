@@ -15,7 +15,6 @@ from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.tree import DecisionTreeClassifier
 
-from skbegan import metrics
 from skbegan.metrics import (
     FeatureScorer,
     batch_leakage,
@@ -357,7 +356,7 @@ def test_image_error_groups_channels_and_chunks(monkeypatch):
     assert whole.per_batch["b"].n_cells == 5
     assert whole.per_type[1].mae == pytest.approx(3)
     assert whole.per_image["mae"] == pytest.approx(np.arange(7))
-    monkeypatch.setattr(metrics, "_CHUNK_PIXELS", 1000)
+    monkeypatch.setattr("skbegan.metrics.images._CHUNK_PIXELS", 1000)
     chunked = image_error(p, y)
     assert chunked.ssim == pytest.approx(whole.ssim)
     assert chunked.pearson == pytest.approx(whole.pearson)

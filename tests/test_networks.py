@@ -61,9 +61,21 @@ def test_other_sides_are_refused(side):
         build(Generator, side, base_width=4, rng=new_rng(0))
 
 
-def test_a_narrow_generator_keeps_at_least_one_channel_in_its_head():
-    generator = build(Generator, 16, base_width=2, n_features=4, rng=new_rng(0))
-    assert [level[0].out_channels for level in generator.head] == [1, 1, 1]
+def test_head_widths():
+    def head(**kwargs):
+        generator = build(Generator, 16, n_features=4, rng=new_rng(0), **kwargs)
+        return [generator.to_full_size.conv.out_channels, *(level[0].out_channels for level in generator.head)]
+
+    assert head(base_width=64) == [32, 16, 8, 4]
+    assert head(base_width=16) == [8, 4, 4, 4]  # never less than the published least
+    assert head(base_width=4, head_widths=[2, 1, 1, 1]) == [2, 1, 1, 1]
+
+
+def test_sizes_are_read_off_the_weights():
+    sizes = {"base_width": 5, "n_features": 7, "in_channels": 2, "out_channels": 3, "head_widths": [3, 2, 1, 1]}
+    for side in (16, 64):
+        state = build(Generator, side, rng=new_rng(0), **sizes).state_dict()
+        assert Generator.sizes_of({name: value.shape for name, value in state.items()}) == {"side": side, **sizes}
 
 
 @pytest.mark.parametrize("side", [1, 2, 5, 8])
@@ -83,7 +95,7 @@ def test_flipped_convolution_equals_transposed_one_cropped_by_one_first_two_last
 
 
 def test_strided_offsets_centre_the_kernel_on_the_pixel_pair():
-    """Stride 2 pads one pixel on each side; the transposed form crops one on each side: a one-pixel image shows both."""
+    """Stride 2 pads one pixel on each side, its transposed form crops one: an image of one pixel shows both."""
     generator = build(Generator, 16, base_width=4, n_features=4, rng=new_rng(0))
     conv, transposed = generator.encoder[0].conv, generator.to_full_size.conv
     x = torch.zeros(1, 1, 16, 16)

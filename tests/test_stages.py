@@ -414,9 +414,7 @@ def test_augmentation_turns_both_images_of_a_pair_alike():
     after = augment(before, new_rng(0))
     assert torch.equal(after.source, after.target)
     symmetries = [
-        turned
-        for k in range(4)
-        for turned in (before.source.rot90(k, (2, 3)), before.source.rot90(k, (2, 3)).flip(3))
+        turned for k in range(4) for turned in (before.source.rot90(k, (2, 3)), before.source.rot90(k, (2, 3)).flip(3))
     ]
     matches = torch.stack([(after.source == s).flatten(1).all(1) for s in symmetries])
     assert (matches.sum(0) == 1).all()

@@ -1,15 +1,15 @@
-"""Stage 2, the default: adversaries that are trained along read the batch, and the generator learns to leave them nothing.
+"""Stage 2, the default: adversaries trained along read the batch, and the generator learns to leave them nothing.
 
-What differs from the published procedure (:mod:`skbegan.core.published_removal`), and why: the published classifiers are
-frozen while the generator trains, so that it moves cells across fixed boundaries and a fresh probe still reads the batch.
-Here the adversaries see all features and the cell type, are updated at every step and renewed in turn, and the fool target
-is what anyone could say of the batch from the cell type alone.
+What differs from the published procedure (:mod:`skbegan.core.published_removal`), and why: the published classifiers
+are frozen while the generator trains, so that it moves cells across fixed boundaries and a fresh probe still reads the
+batch. Here the adversaries see all features and the cell type, are updated at every step and renewed in turn, and the
+fool target is what anyone could say of the batch from the cell type alone.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from skbegan.core.classifiers import fit_classifier
 from skbegan.core.data import Cells, Minibatch
 from skbegan.core.device import Adam, autocast, new_rng, place
-from skbegan.core.networks import CELL_TYPE_HIDDEN, FeatureClassifier, Generator, ImageClassifier, build
+from skbegan.core.networks import CELL_TYPE_HIDDEN, Discriminator, FeatureClassifier, Generator, ImageClassifier, build
 from skbegan.core.pretraining import ConditionalGAN
 from skbegan.core.training import frozen, untracked
 
@@ -88,7 +88,8 @@ class BatchRemoval(ConditionalGAN):
 
     Parameters
     ----------
-    generator, discriminator : nn.Module
+    generator : Generator
+    discriminator : Discriminator
         Where stage 1 left them.
     design : Design
     weights : RemovalWeights
@@ -119,7 +120,7 @@ class BatchRemoval(ConditionalGAN):
     def __init__(
         self,
         generator: Generator,
-        discriminator: nn.Module,
+        discriminator: Discriminator,
         *,
         design: Design,
         weights: RemovalWeights,
@@ -138,7 +139,7 @@ class BatchRemoval(ConditionalGAN):
         seed: int,
         rng: torch.Generator,
         dtype: torch.dtype = torch.float32,
-        prepare=lambda cells: cells,
+        prepare: Callable[[Minibatch], Minibatch] = lambda cells: cells,
     ) -> None:
         super().__init__(
             generator,
@@ -161,14 +162,16 @@ class BatchRemoval(ConditionalGAN):
         self.classifier_learning_rate = classifier_learning_rate
         self.adversary_learning_rate = adversary_learning_rate
         self.cpu_rng = self.rngs["classifiers"] = new_rng(seed)
-        self.n_features = generator.bottleneck.out_channels
+        self.n_features = int(generator.bottleneck.out_channels)
         n_types, n_batches = design.n_cell_types, design.n_batches
         image_shape = {"base_width": base_width, "in_channels": generator.to_image.out_channels}
         # Readers of the cell type help the generator; readers of the batch work against it.
         helpers: dict[str, nn.Module] = {}
         adversaries: dict[str, nn.Module] = {}
         if n_types > 1 and weights.cell_type > 0:
-            helpers["cell_type"] = build(FeatureClassifier, self.n_features, n_types, CELL_TYPE_HIDDEN, rng=self.cpu_rng)
+            helpers["cell_type"] = build(
+                FeatureClassifier, self.n_features, n_types, CELL_TYPE_HIDDEN, rng=self.cpu_rng
+            )
         if n_types > 1 and weights.cell_type_image > 0:
             helpers["cell_type_image"] = build(
                 ImageClassifier, generator.side, n_types, rng=self.cpu_rng, **image_shape
@@ -238,8 +241,9 @@ class BatchRemoval(ConditionalGAN):
     # One step -----------------------------------------------------------------------------------------------------
 
     def step(self, cells: Minibatch, progress: float) -> dict[str, Tensor]:
-        """One step: generate, update the discriminator and the classifiers, then the generator with all else frozen."""
-        self.generator_optimizer.set_learning_rate(self.learning_rate * min(1.0, (1.0 - progress) / (self.decay or 1e-9)))
+        """One step: generate, update discriminator and classifiers, then the generator with all else frozen."""
+        falling = min(1.0, (1.0 - progress) / self.decay) if self.decay else 1.0
+        self.generator_optimizer.set_learning_rate(self.learning_rate * falling)
         image, features = self.generate(cells.source, self.rng)
         losses = self.discriminator_step(cells, image)
         losses |= self.classifier_step(cells, image, features)
@@ -257,9 +261,8 @@ class BatchRemoval(ConditionalGAN):
         target = self.targets[cells.cell_type].to(features.dtype)
         for name, network in self.adversaries.items():
             # The divergence from the target: zero means that the adversary can say no more than the cell type does.
-            loss = F.kl_div(
-                F.log_softmax(self._read(name, network, image, features, cells.cell_type), 1), target, reduction="batchmean"
-            )
+            logits = self._read(name, network, image, features, cells.cell_type)
+            loss = F.kl_div(F.log_softmax(logits, 1), target, reduction="batchmean")
             name = "batch_image" if name == "batch_image" else "batch"
             losses[name] = losses[name] + loss if name in losses else loss
         return losses
@@ -290,7 +293,8 @@ class BatchRemoval(ConditionalGAN):
     def merit(self, losses: Mapping[str, float], progress: float) -> float:
         """The best generator of stage 2 has the smallest total loss among those of the part with a falling rate."""
         if losses["active_features"] < DEAD_SHARE:
-            message = f"{self.name}: only {losses['active_features']:.1%} of the features are active; lower batch_weight"
+            share = losses["active_features"]
+            message = f"{self.name}: only {share:.1%} of the features were active in some epochs; lower batch_weight"
             if message not in self.events:
                 self.events.append(message)
             return math.inf

@@ -13,7 +13,7 @@ from skbegan.core.device import Adam, autocast
 
 @dataclass
 class ClassifierFit:
-    """How a fit went on the cells held out from it: accuracy and cross-entropy (nats), one entry per member of a group."""
+    """How a fit went on the cells held out from it, one entry per member of a group; cross-entropy in nats."""
 
     accuracy: list[float]
     cross_entropy: list[float]

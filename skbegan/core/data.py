@@ -153,7 +153,8 @@ def augment(cells: Minibatch, rng: torch.Generator) -> Minibatch:
     """Flip and turn each pair of images at random: one of the eight symmetries of the square per cell."""
     source, target = cells.source, cells.target
     coins = torch.rand(3, len(cells), 1, 1, 1, generator=rng).to(source.device, non_blocking=True) < 0.5
-    for coin, change in zip(coins, (lambda x: x.flip(2), lambda x: x.flip(3), lambda x: x.transpose(2, 3)), strict=True):
+    changes = (lambda x: x.flip(2), lambda x: x.flip(3), lambda x: x.transpose(2, 3))
+    for coin, change in zip(coins, changes, strict=True):
         source = torch.where(coin, change(source), source)
         target = torch.where(coin, change(target), target)
     return replace(cells, source=source, target=target)

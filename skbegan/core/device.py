@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterable
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 
+Network = TypeVar("Network", bound=nn.Module)
 PRECISIONS = ("auto", "float32", "bfloat16", "float64")
 
 
@@ -55,10 +57,11 @@ def new_rng(seed: int, device: torch.device | str = "cpu") -> torch.Generator:
     return torch.Generator(device=device).manual_seed(seed)
 
 
-def place(network: nn.Module, device: torch.device, dtype: torch.dtype) -> nn.Module:
+def place(network: Network, device: torch.device, dtype: torch.dtype) -> Network:
     """Move a network to its device, with weights in float32 (or float64) and in channels-last layout."""
     weights = torch.float64 if dtype is torch.float64 else torch.float32
-    return network.to(device=device, dtype=weights, memory_format=torch.channels_last)
+    network.to(device=device, dtype=weights)
+    return network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
 class Adam(torch.optim.Adam):

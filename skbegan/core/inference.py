@@ -13,7 +13,7 @@ from skbegan.core.device import autocast
 from skbegan.core.networks import Generator
 from skbegan.core.training import untracked
 
-PIXELS_PER_CHUNK = 1 << 19  # 32 cells of side 128: enough to keep the cores busy, some 100 MB of activations at width 64
+PIXELS_PER_CHUNK = 1 << 19  # 32 cells of side 128: enough to keep the cores busy, with activations of some 100 MB
 
 
 def chunk_size(side: int) -> int:

@@ -10,17 +10,22 @@ never touches PyTorch's global random state.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from itertools import pairwise
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from skbegan.core.device import Network
 
 KERNEL = 4
 BN_EPS = 1e-3  # Keras' default, not torch's 1e-5
 BN_MOMENTUM = 0.01  # Keras' momentum 0.99
 LEAK = 0.20000000298023224  # 0.2 as Keras holds it, rounded to float32; shows only in float64
 MIN_SIDE, MAX_SIDE = 16, 512
+MIN_HEAD_WIDTH = 4
 
 
 def _batch_norm(n_channels: int) -> nn.BatchNorm2d:
@@ -107,6 +112,10 @@ class Generator(nn.Module):
         Channels of the brightfield and of the target.
     dropout : float, default=0.5
         Share of activations dropped in the first two decoder levels while training.
+    head_widths : sequence of 4 int, optional
+        Channels of the four levels at full size before the image. By default a half, quarter, eighth and sixteenth of
+        `base_width`, as published, but at least 4, the published least: through a single channel that ends in a ReLU
+        some images cannot pass at all (14 % of unseen cells at width 16, where they came out constant).
     """
 
     def __init__(
@@ -118,6 +127,7 @@ class Generator(nn.Module):
         in_channels: int = 1,
         out_channels: int = 1,
         dropout: float = 0.5,
+        head_widths: Sequence[int] | None = None,
     ) -> None:
         super().__init__()
         depth = check_side(side)
@@ -133,7 +143,7 @@ class Generator(nn.Module):
         for level, width in enumerate(reversed(widths)):
             self.decoder.append(Decoding(channels, width, dropout if level < 2 else 0.0))
             channels = 2 * width  # its own channels and those of the skip connection
-        head = [max(1, base_width // share) for share in (2, 4, 8, 16)]
+        head = head_widths or [max(MIN_HEAD_WIDTH, base_width // share) for share in (2, 4, 8, 16)]
         self.to_full_size = Decoding(channels, head[0])
         self.head = nn.ModuleList()
         channels = head[0] + in_channels
@@ -141,6 +151,21 @@ class Generator(nn.Module):
             self.head.append(nn.Sequential(SameConv2d(channels, width, pad_before=2), _batch_norm(width), nn.ReLU()))
             channels = width
         self.to_image = SameConv2d(channels, out_channels, pad_before=2)
+
+    @staticmethod
+    def sizes_of(shapes: Mapping[str, Sequence[int]]) -> dict[str, Any]:
+        """Return the arguments that make a generator whose state has the given shapes, name by name."""
+        n_levels = sum(name.startswith("encoder.") and name.endswith("conv.weight") for name in shapes)
+        n_head = sum(name.startswith("head.") and name.endswith("0.weight") for name in shapes)
+        return {
+            "side": 2 ** (n_levels + 1),
+            "base_width": shapes["encoder.0.conv.weight"][0],
+            "n_features": shapes["bottleneck.weight"][0],
+            "in_channels": shapes["encoder.0.conv.weight"][1],
+            "out_channels": shapes["to_image.weight"][0],
+            "head_widths": [shapes["to_full_size.conv.weight"][1]]
+            + [shapes[f"head.{level}.0.weight"][0] for level in range(n_head)],
+        }
 
     def encode(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
         """Return the features (n, n_features), after ReLU, and the maps that the decoder takes over."""
@@ -255,7 +280,7 @@ class FeatureClassifier(nn.Module):
     def __init__(self, n_inputs: int, n_classes: int, hidden: Sequence[int], n_conditions: int = 0) -> None:
         super().__init__()
         widths = [n_inputs + n_conditions, *hidden]
-        self.hidden = nn.ModuleList(nn.Linear(a, b) for a, b in zip(widths, widths[1:], strict=False))
+        self.hidden = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise(widths))
         self.out = nn.Linear(widths[-1], n_classes)
 
     def forward(self, features: Tensor, condition: Tensor | None = None) -> Tensor:
@@ -266,9 +291,10 @@ class FeatureClassifier(nn.Module):
 
 
 class FeatureClassifierGroup(nn.Module):
-    """Several feature classifiers of one shape as one network of batched products: (n, g, in) to logits (n, g, classes).
+    """Several feature classifiers of one shape as one network: inputs (n, g, n_inputs) to logits (n, g, n_classes).
 
-    Equal to as many :class:`FeatureClassifier` trained side by side on the same minibatches, without their overhead.
+    Batched products; equal to as many :class:`FeatureClassifier` trained side by side on the same minibatches, without
+    their overhead.
 
     Parameters
     ----------
@@ -280,7 +306,7 @@ class FeatureClassifierGroup(nn.Module):
     def __init__(self, n_groups: int, n_inputs: int, n_classes: int, hidden: Sequence[int]) -> None:
         super().__init__()
         widths = [n_inputs, *hidden, n_classes]
-        shapes = list(zip(widths, widths[1:], strict=False))
+        shapes = list(pairwise(widths))
         self.weights = nn.ParameterList(nn.Parameter(torch.empty(n_groups, a, b)) for a, b in shapes)
         self.biases = nn.ParameterList(nn.Parameter(torch.empty(n_groups, 1, b)) for _, b in shapes)
 
@@ -300,7 +326,7 @@ def _glorot(weight: Tensor, fan_in: int, fan_out: int, rng: torch.Generator) -> 
 
 
 @torch.no_grad()
-def initialise(network: nn.Module, rng: torch.Generator) -> nn.Module:
+def initialise(network: Network, rng: torch.Generator) -> Network:
     """Draw a network's weights from `rng` as the published networks draw theirs, and return it.
 
     Convolutions ~ N(0, 0.02) with zero bias; dense layers Glorot-uniform with zero bias (Keras' default); BatchNorm
@@ -309,7 +335,7 @@ def initialise(network: nn.Module, rng: torch.Generator) -> nn.Module:
     for module in network.modules():
         if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
             module.weight.copy_(torch.empty(module.weight.shape).normal_(0.0, 0.02, generator=rng))
-            nn.init.zeros_(module.bias)
+            nn.init.zeros_(module.bias)  # type: ignore[arg-type]
         elif isinstance(module, nn.Linear):
             _glorot(module.weight, module.in_features, module.out_features, rng)
             nn.init.zeros_(module.bias)
@@ -324,7 +350,7 @@ def initialise(network: nn.Module, rng: torch.Generator) -> nn.Module:
     return network
 
 
-def build(network_class: type[nn.Module], *args: object, rng: torch.Generator, **kwargs: object) -> nn.Module:
+def build(network_class: Callable[..., Network], *args: Any, rng: torch.Generator, **kwargs: Any) -> Network:
     """Construct a network on the CPU with weights drawn from `rng` only.
 
     PyTorch's layers draw from the global random state while they are constructed; on the meta device they do not.

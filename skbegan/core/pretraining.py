@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from skbegan.core.data import Cells, Minibatch
 from skbegan.core.device import Adam, autocast
+from skbegan.core.networks import Discriminator, Generator
 from skbegan.core.training import frozen, untracked
 
 
@@ -24,8 +25,9 @@ class ConditionalGAN:
 
     Parameters
     ----------
-    generator, discriminator : nn.Module
-        :class:`~skbegan.core.networks.Generator` and :class:`~skbegan.core.networks.Discriminator`, on the device.
+    generator : Generator
+    discriminator : Discriminator
+        On the device.
     learning_rate, discriminator_learning_rate : float
     adversarial_weight, image_weight : float
         Weights of the discriminator's verdict and of the mean absolute error in the generator's loss.
@@ -39,8 +41,8 @@ class ConditionalGAN:
 
     def __init__(
         self,
-        generator: nn.Module,
-        discriminator: nn.Module,
+        generator: Generator,
+        discriminator: Discriminator,
         *,
         learning_rate: float,
         discriminator_learning_rate: float,
@@ -49,8 +51,8 @@ class ConditionalGAN:
         rng: torch.Generator,
         dtype: torch.dtype = torch.float32,
     ) -> None:
-        self.generator = generator.train()
-        self.discriminator = discriminator.train()
+        self.generator: Generator = generator.train()
+        self.discriminator: Discriminator = discriminator.train()
         self.learning_rate = learning_rate
         self.adversarial_weight = adversarial_weight
         self.image_weight = image_weight
@@ -77,7 +79,7 @@ class ConditionalGAN:
             return self.discriminator(source, image)
 
     def discriminator_step(self, cells: Minibatch, image: Tensor) -> dict[str, Tensor]:
-        """Two updates of the discriminator, on the real and on the generated image, each with half the cross-entropy."""
+        """Update the discriminator on the real and then on the generated image, each with half the cross-entropy."""
         losses = {}
         for name, target, real in (("real", cells.target, True), ("fake", image.detach(), False)):
             loss = 0.5 * real_or_fake_loss(self.judge(cells.source, target), real)

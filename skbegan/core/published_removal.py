@@ -1,4 +1,4 @@
-"""Stage 2 as published: classifiers fitted between the stages and frozen, batch feature classifiers refitted now and then."""
+"""Stage 2 as published: classifiers fitted between the stages and frozen, those of the batch refitted now and then."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from skbegan.core.device import Adam, autocast, new_rng, place
 from skbegan.core.networks import (
     BATCH_HIDDEN,
     CELL_TYPE_HIDDEN,
+    Discriminator,
     FeatureClassifier,
     FeatureClassifierGroup,
     Generator,
@@ -39,6 +40,7 @@ class FeatureSubsets(nn.Module):
 
     rows: Tensor
     kept: Tensor
+    classifiers: FeatureClassifierGroup
 
     def __init__(self, n_subsets: int, n_features: int, n_batches: int, rng: torch.Generator) -> None:
         super().__init__()
@@ -64,7 +66,8 @@ class PublishedRemoval(ConditionalGAN):
 
     Parameters
     ----------
-    generator, discriminator : nn.Module
+    generator : Generator
+    discriminator : Discriminator
         Where stage 1 left them.
     design : Design
     weights : RemovalWeights
@@ -95,7 +98,7 @@ class PublishedRemoval(ConditionalGAN):
     def __init__(
         self,
         generator: Generator,
-        discriminator: nn.Module,
+        discriminator: Discriminator,
         *,
         design: Design,
         weights: RemovalWeights,
@@ -132,7 +135,7 @@ class PublishedRemoval(ConditionalGAN):
         self.refresh_epochs, self.classifier_epochs = refresh_epochs, classifier_epochs
         self.minibatch_size = minibatch_size
         self.cpu_rng = self.rngs["classifiers"] = new_rng(seed)
-        self.n_features = generator.bottleneck.out_channels
+        self.n_features = int(generator.bottleneck.out_channels)
         n_types, n_batches = design.n_cell_types, design.n_batches
         image_shape = {"base_width": base_width, "in_channels": generator.to_image.out_channels}
         classifiers: dict[str, nn.Module] = {}
@@ -162,8 +165,8 @@ class PublishedRemoval(ConditionalGAN):
             self.refresh(cells)
 
     @torch.no_grad()
-    def _generate_all(self, cells: Cells, want_images: bool) -> tuple[Tensor | None, Tensor]:
-        """Return images and features of all cells with the generator as it is: batch statistics, and dropout on."""
+    def _generate_all(self, cells: Cells, want_images: bool) -> tuple[Tensor, Tensor]:
+        """Return images (empty if unwanted) and features of all cells: batch statistics, and dropout on."""
         images, features = [], []
         with untracked(self.generator):
             for part in cells.in_order(max(self.minibatch_size, 32)):
@@ -174,7 +177,7 @@ class PublishedRemoval(ConditionalGAN):
                     with autocast(self.device, self.dtype):
                         profile = self.generator.encode(part.source)[0].to(part.source.dtype)
                 features.append(profile)
-        return torch.cat(images) if images else None, torch.cat(features)
+        return torch.cat(images) if images else torch.empty(0), torch.cat(features)
 
     def fit_classifiers(self, cells: Cells) -> None:
         """Fit the classifiers that stay frozen from here on, on what the generator makes of the training cells."""

@@ -46,7 +46,10 @@ class Arrays:
 
     def on(self, device: torch.device, dtype: torch.dtype) -> tuple[Cells, Cells | None]:
         """Return training and validation cells on a device."""
-        stacks = ImageStack(self.bf, self.bf_scaling, device, dtype), ImageStack(self.qpi, self.qpi_scaling, device, dtype)
+        stacks = (
+            ImageStack(self.bf, self.bf_scaling, device, dtype),
+            ImageStack(self.qpi, self.qpi_scaling, device, dtype),
+        )
         for stack in stacks:
             stack.keep_on_device()
         cells, validation = (
@@ -75,14 +78,16 @@ def to_numpy(network: nn.Module) -> Weights:
     }
 
 
-def from_numpy(network: nn.Module, weights: Mapping[str, np.ndarray]) -> nn.Module:
+def from_numpy(network: Any, weights: Mapping[str, np.ndarray]) -> Any:
     """Load what :func:`to_numpy` returned."""
     network.load_state_dict({name: torch.from_numpy(np.array(value)) for name, value in weights.items()}, strict=False)
     return network
 
 
-def make_generator(side: int, base_width: int, n_features: int, channels: Mapping[str, int], rng: torch.Generator) -> Any:
-    return build(Generator, side, base_width=base_width, n_features=n_features, rng=rng, **channels)
+def generator_from(weights: Weights) -> Generator:
+    """Build the generator that the weights belong to, whatever its sizes."""
+    sizes = Generator.sizes_of({name: value.shape for name, value in weights.items()})
+    return from_numpy(build(Generator, **sizes, rng=new_rng(0)), weights)
 
 
 def _compile(generator: nn.Module, discriminator: nn.Module, cells: Cells, minibatch_size: int, wanted: bool) -> None:
@@ -98,8 +103,10 @@ def _compile(generator: nn.Module, discriminator: nn.Module, cells: Cells, minib
             discriminator(example.source, image)
     except Exception as error:
         for network in (generator, discriminator):
-            network._compiled_call_impl = None  # type: ignore[assignment]
-        warnings.warn(f"compile=True has no effect here, training goes on without: {error}", RuntimeWarning, stacklevel=2)
+            network._compiled_call_impl = None
+        warnings.warn(
+            f"compile=True has no effect here, training goes on without: {error}", RuntimeWarning, stacklevel=2
+        )
 
 
 def pretrain(
@@ -131,7 +138,8 @@ def pretrain(
     cells, validation = arrays.on(where, dtype)
     rng = new_rng(seeds["weights"])
     channels = arrays.channels()
-    generator = make_generator(arrays.side, settings["base_width"], settings["n_features"], channels, rng)
+    sizes = {"base_width": settings["base_width"], "n_features": settings["n_features"], **channels}
+    generator = build(Generator, arrays.side, rng=rng, **sizes)
     discriminator = build(Discriminator, base_width=settings["base_width"], rng=rng, **channels)
     stage = Pretraining(
         place(generator, where, dtype),
@@ -216,14 +224,11 @@ def remove_batch(
     dtype = resolve_precision(settings["precision"], where)
     cells, validation = arrays.on(where, dtype)
     channels, width = arrays.channels(), settings["base_width"]
-    unused = new_rng(0)
-    generator = from_numpy(make_generator(arrays.side, width, settings["n_features"], channels, unused), start.generator)
-    discriminator = from_numpy(build(Discriminator, base_width=width, rng=unused, **channels), start.discriminator)
+    generator = generator_from(start.generator)
+    discriminator = from_numpy(build(Discriminator, base_width=width, rng=new_rng(0), **channels), start.discriminator)
     order = new_rng(seeds["order"])
     prepare = _augmentation(settings["augment"], order)
-    targets = fool_targets(
-        cells.batch, cells.cell_type, n_batches, n_cell_types, settings["batch_target"], reference
-    )
+    targets = fool_targets(cells.batch, cells.cell_type, n_batches, n_cell_types, settings["batch_target"], reference)
     names = ("adversarial", "image", "cell_type", "cell_type_image", "batch", "batch_image")
     common: dict[str, Any] = {
         "design": Design(n_batches, n_cell_types, targets),

@@ -1,13 +1,12 @@
 """The one loop that both stages share.
 
-A stage knows what one step is; the loop knows epochs, validation, snapshots of the best generator, the history of losses,
-progress, resuming and what to do when a loss is no longer finite.
+A stage knows what one step is; the loop knows epochs, validation, snapshots of the best generator, the history of
+losses, progress, resuming and what to do when a loss is no longer finite.
 """
 
 from __future__ import annotations
 
 import math
-import os
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -20,6 +19,7 @@ from tqdm import tqdm
 
 from skbegan.core.data import Cells, Minibatch
 from skbegan.core.device import Adam
+from skbegan.core.networks import Generator
 
 History = dict[str, list[float]]
 MAX_ROLLBACKS = 3
@@ -29,9 +29,13 @@ class Stage(Protocol):
     """What the loop needs to know of a stage."""
 
     name: str
-    generator: nn.Module
+    generator: Generator
     networks: dict[str, nn.Module]  # everything that a step may move or that a resumed run needs
-    optimizers: dict[str, Adam]
+
+    @property
+    def optimizers(self) -> dict[str, Adam]:
+        """The optimizers that a resumed run needs."""
+
     rngs: dict[str, torch.Generator]  # its sources of randomness
     events: list[str]  # what happened that a user should know
 
@@ -121,7 +125,7 @@ class Checkpoint:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         partial = self.path.with_suffix(".partial")
         torch.save(state, partial)
-        os.replace(partial, self.path)
+        partial.replace(self.path)
 
     def read(self, stage: str) -> dict[str, Any] | None:
         if self.path is None or not self.path.exists():
@@ -188,13 +192,13 @@ def train(
     state = checkpoint.read(stage.name)
     if state is not None:
         _restore(stage, state, rng)
-        history, best, best_merit, first_epoch = state["history"], state["best"], state["best_merit"], state["epoch"] + 1
-        rollbacks = state["rollbacks"]
+        history, best, best_merit = state["history"], state["best"], state["best_merit"]
+        first_epoch, rollbacks = state["epoch"] + 1, state["rollbacks"]
     last_good = {name: snapshot(network) for name, network in stage.networks.items()}
     n_steps = cells.n_minibatches(minibatch_size)
     interrupted = False
-    bar = tqdm(total=epochs * n_steps, initial=first_epoch * n_steps, desc=stage.name, unit="step", disable=verbose <= 0)
-    with bar:
+    counts = {"total": epochs * n_steps, "initial": first_epoch * n_steps}
+    with tqdm(**counts, desc=stage.name, unit="step", disable=verbose <= 0) as bar:
         for epoch in range(first_epoch, epochs):
             try:
                 stage.begin_epoch(epoch, cells)
@@ -263,8 +267,8 @@ def _roll_back(
     stage.soften()
     _warn(
         stage,
-        f"{stage.name}: losses {names} were not finite in epoch {epoch + 1}; went back to the last good epoch and halved "
-        f"the learning rates (time {rollbacks} of at most {MAX_ROLLBACKS})",
+        f"{stage.name}: losses {names} were not finite in epoch {epoch + 1}; went back to the last good epoch and "
+        f"halved the learning rates (time {rollbacks} of at most {MAX_ROLLBACKS})",
     )
 
 

@@ -1,34 +1,24 @@
-"""How much batch is left, how much biology is kept, how true the images are: numpy in, number out.
+"""How much batch is left and how much biology is kept: features in, number out.
 
 The audits never look at a fitted model. They train *fresh* probes on the features they are given and score them on
-cells that the probes never saw, so a network that merely fools its own classifiers gains nothing here. The scorers at
-the end make the metrics available to ``GridSearchCV`` and ``cross_validate``.
+cells that the probes never saw, so a network that merely fools its own classifiers gains nothing here.
 """
 
 from __future__ import annotations
 
-import copy
-import hashlib
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.ndimage import gaussian_filter
 from sklearn.base import BaseEstimator, clone
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import StratifiedKFold
 from sklearn.neighbors import KNeighborsClassifier
 from sklearn.neural_network import MLPClassifier
-from sklearn.pipeline import Pipeline
 from sklearn.utils import Bunch
-from sklearn.utils.metadata_routing import MetadataRequest
-
-__all__ = ["FeatureScorer", "batch_leakage", "batch_removal_score", "batch_removal_scorer", "cell_type_accuracy"]
-__all__ += ["cell_type_scorer", "cross_batch_accuracy", "cross_batch_scorer", "image_error", "image_error_scorer"]
-__all__ += ["leakage_scorer"]
 
 Array: TypeAlias = NDArray[Any]
 Probe: TypeAlias = Literal["linear", "mlp", "knn"] | BaseEstimator
@@ -38,7 +28,6 @@ MIN_CELLS = 3  # a group (a batch within a type, a type) with fewer cells is lef
 _MIN_RELATIVE_STD = 1e-5  # of the most variable feature; below, a feature is dead and what varies is rounding noise
 _MIN_STD_TO_MEAN = 1e-6  # a few float32 rounding steps of the feature's own size
 _MIX = "In a search, folds must mix the batches (a shuffled KFold, not LeaveOneGroupOut over batches)."
-_CHUNK_PIXELS = 2**21  # image_error works on this many pixels at a time (16 MiB per float64 temporary)
 
 
 # ---------------------------------------------------------------------------------------------------------- input
@@ -57,7 +46,7 @@ def _check_features(features: ArrayLike) -> Array:
     return array
 
 
-def _check_labels(labels: ArrayLike, name: str, n_cells: int) -> tuple[Array, Array]:
+def check_labels(labels: ArrayLike, name: str, n_cells: int) -> tuple[Array, Array]:
     """Return the sorted distinct labels and each cell's code."""
     array = np.asarray(labels, dtype=object)
     if array.shape != (n_cells,):
@@ -224,8 +213,8 @@ def batch_leakage(
     of very different units to one scale first.
     """
     X = _check_features(features)
-    batches, b = _check_labels(batch, "batch", len(X))
-    types, t = _check_labels(np.zeros(len(X), int) if cell_type is None else cell_type, "cell_type", len(X))
+    batches, b = check_labels(batch, "batch", len(X))
+    types, t = check_labels(np.zeros(len(X), int) if cell_type is None else cell_type, "cell_type", len(X))
     train = _check_mask(probe_train, len(X))
     n_splits, n_repeats = _check_count(n_splits, "n_splits", 2), _check_count(n_repeats, "n_repeats", 1)
     rng = _generator(random_state)
@@ -318,8 +307,8 @@ def cross_batch_accuracy(
         On bad input, and when no batch has a type that other batches have too, besides a second type to mistake it for.
     """
     X = _check_features(features)
-    batches, b = _check_labels(batch, "batch", len(X))
-    types, t = _check_labels(cell_type, "cell_type", len(X))
+    batches, b = check_labels(batch, "batch", len(X))
+    types, t = check_labels(cell_type, "cell_type", len(X))
     train = _check_mask(probe_train, len(X))
     rng = _generator(random_state)
 
@@ -396,7 +385,7 @@ def cell_type_accuracy(
         On bad input, and when fewer than two types have at least 3 cells.
     """
     X = _check_features(features)
-    types, t = _check_labels(cell_type, "cell_type", len(X))
+    types, t = check_labels(cell_type, "cell_type", len(X))
     train = _check_mask(probe_train, len(X))
     n_splits = _check_count(n_splits, "n_splits", 2)
     rng = _generator(random_state)
@@ -468,247 +457,3 @@ def batch_removal_score(
     kept = float(np.clip((cross.score - cross.chance) / (1 - cross.chance), 0, 1))
     score = 0.5 * (1 - float(np.clip(leakage.score, 0, 1))) + 0.5 * kept
     return Bunch(score=score, leakage=leakage, cross_batch=cross, kept=kept) if return_details else score
-
-
-# ---------------------------------------------------------------------------------------------------------- images
-def _ssim(x: Array, y: Array, data_range: float) -> Array:
-    """Structural similarity of (n, H, W, C) stacks, one value per image."""
-
-    def blur(a: Array) -> Array:
-        return gaussian_filter(a, (0, 1.5, 1.5, 0), truncate=3.5)  # radius 5: the 11 x 11 window
-
-    c1, c2 = (0.01 * data_range) ** 2, (0.03 * data_range) ** 2
-    mx, my = blur(x), blur(y)
-    vx, vy, cov = blur(x * x) - mx * mx, blur(y * y) - my * my, blur(x * y) - mx * my
-    ssim = ((2 * mx * my + c1) * (2 * cov + c2)) / ((mx * mx + my * my + c1) * (vx + vy + c2))
-    h, w = min(5, (x.shape[1] - 1) // 2), min(5, (x.shape[2] - 1) // 2)  # only where the window is inside the image
-    return ssim[:, h : x.shape[1] - h, w : x.shape[2] - w].mean(axis=(1, 2, 3))
-
-
-def image_error(
-    predicted: ArrayLike,
-    target: ArrayLike,
-    *,
-    batch: ArrayLike | None = None,
-    cell_type: ArrayLike | None = None,
-    data_range: float | None = None,
-) -> Bunch:
-    """Compare predicted images with measured ones; each figure is computed per image and averaged.
-
-    Parameters
-    ----------
-    predicted, target : array-like of shape (n_cells, H, W) or (n_cells, H, W, C)
-        Of equal shape and units. Read-only memory maps are fine; memory use does not grow with ``n_cells``.
-    batch, cell_type : array-like of shape (n_cells,), default=None
-        If given, the same figures for each batch and each type.
-    data_range : float, default=None
-        The span of possible values, for PSNR and SSIM. None: largest minus smallest value in ``target``.
-
-    Returns
-    -------
-    error : Bunch
-        ``mae``, ``rmse``: in the target's units, >= 0, 0 is best. ``psnr``: 20 log10(data_range / rmse) in dB, infinite
-        for equal images. ``ssim``: in [-1, 1], 1 for equal images; Wang et al., IEEE Trans. Image Process. 13, 600
-        (2004): Gaussian 11 x 11 window of sigma 1.5, K1 = 0.01, K2 = 0.03, where the window fits into the image; mean
-        over channels. ``pearson``: correlation over the pixels of an image, in [-1, 1]; images that are constant have
-        none and are left out (NaN if that leaves none). ``data_range``, ``n_cells``, ``per_image`` (name -> array of
-        shape (n_cells,)) and, if asked for, ``per_batch`` and ``per_type`` (label -> Bunch of the means and n_cells).
-
-    Raises
-    ------
-    ValueError
-        If shapes differ, values are not finite, or ``data_range`` is not positive.
-    """
-    p, y = np.asarray(predicted), np.asarray(target)
-    if p.shape != y.shape or y.ndim not in (3, 4) or 0 in y.shape:
-        raise ValueError(
-            f"predicted and target must be images of one shape, (n, H, W) or (n, H, W, C); got {p.shape} and {y.shape}."
-        )
-    for name, array in (("predicted", p), ("target", y)):
-        if array.dtype.kind not in "biuf":
-            raise ValueError(f"{name} must hold real numbers, got dtype {array.dtype}.")
-    groups = {
-        name: _check_labels(labels, arg, len(y))
-        for name, arg, labels in (("per_batch", "batch", batch), ("per_type", "cell_type", cell_type))
-        if labels is not None
-    }
-    if data_range is None:
-        data_range = float(y.max()) - float(y.min()) or 1.0  # all-constant targets: any span does
-    if not (np.isfinite(data_range) and data_range > 0):
-        raise ValueError(f"data_range must be positive and finite, got {data_range} (does target hold NaN?).")
-
-    each = {name: np.empty(len(y)) for name in ("mae", "rmse", "psnr", "ssim", "pearson")}
-    step = max(1, _CHUNK_PIXELS // int(np.prod(y.shape[1:])))
-    for start in range(0, len(y), step):
-        rows = slice(start, start + step)
-        a, b = p[rows].astype(np.float64), y[rows].astype(np.float64)
-        if not (np.isfinite(a).all() and np.isfinite(b).all()):
-            raise ValueError(f"NaN or infinity in images {start} to {start + len(a) - 1}.")
-        if a.ndim == 3:
-            a, b = a[..., None], b[..., None]
-        each["ssim"][rows] = _ssim(a, b, data_range)
-        a, b = a.reshape(len(a), -1), b.reshape(len(b), -1)
-        each["mae"][rows] = np.abs(a - b).mean(axis=1)
-        each["rmse"][rows] = np.sqrt(((a - b) ** 2).mean(axis=1))
-        a, b = a - a.mean(axis=1, keepdims=True), b - b.mean(axis=1, keepdims=True)
-        na, nb = np.linalg.norm(a, axis=1), np.linalg.norm(b, axis=1)
-        tiny = 1e-12 * data_range * np.sqrt(a.shape[1])
-        with np.errstate(invalid="ignore", divide="ignore"):
-            r = np.clip((a * b).sum(axis=1) / (na * nb), -1, 1)
-        each["pearson"][rows] = np.where((na > tiny) & (nb > tiny), r, np.nan)
-    with np.errstate(divide="ignore"):
-        each["psnr"] = 20 * np.log10(data_range / each["rmse"])
-
-    def means(rows: Any) -> Bunch:
-        defined = each["pearson"][rows][~np.isnan(each["pearson"][rows])]
-        pearson = float(defined.mean()) if len(defined) else float("nan")
-        return Bunch(**{k: float(v[rows].mean()) for k, v in each.items() if k != "pearson"}, pearson=pearson)
-
-    result = Bunch(**means(slice(None)), data_range=data_range, n_cells=len(y), per_image=each)
-    for name, (values, codes) in groups.items():
-        result[name] = {v: Bunch(**means(codes == k), n_cells=int((codes == k).sum())) for k, v in enumerate(values)}
-    return result
-
-
-# --------------------------------------------------------------------------------------------------------- scorers
-def _digest(image: Array) -> bytes:
-    return hashlib.blake2b(np.ascontiguousarray(image).tobytes(), digest_size=16).digest()
-
-
-_METRICS: dict[str, tuple[Callable[..., Any], int]] = {
-    "leakage": (batch_leakage, -1),
-    "cross_batch": (cross_batch_accuracy, 1),
-    "cell_type": (cell_type_accuracy, 1),
-    "batch_removal": (batch_removal_score, 1),
-    "image_error": (image_error, -1),
-}
-
-
-class FeatureScorer:
-    """A scorer ``(estimator, X, y=None, *, batch, cell_type, y_qpi) -> float`` for searches; larger is better.
-
-    It asks a fitted transformer (or the part of a ``Pipeline`` before its classifier) for the features of the test
-    cells and measures them with fresh probes. The metric ``"image_error"`` asks ``predict_image`` and gives the MAE.
-
-    Parameters
-    ----------
-    metric : {"leakage", "cross_batch", "cell_type", "batch_removal", "image_error"}
-        Leakage and image error are returned **negated**, as scikit-learn's ``neg_`` scorers are.
-    **params
-        Passed to the metric function, e.g. ``probe="mlp"``.
-
-    Notes
-    -----
-    *Cell types* come from ``cell_type``, or from ``y`` if it is 1-D. *Batches* reach a scorer in one of two ways:
-
-    1. Metadata routing, ``sklearn.set_config(enable_metadata_routing=True)``: ``search.fit(X, y, batch=batch, ...)``.
-       The scorer requests what it needs by itself; ``set_score_request`` changes names (it changes this object, so make
-       your own with ``FeatureScorer("leakage")`` rather than altering the shared ``leakage_scorer``).
-    2. Routing off, scikit-learn's default, where no metadata ever reaches a scorer: give the labels beforehand,
-       ``scoring=leakage_scorer.with_labels(X, batch, cell_type)``. The copy recognises test images by their content.
-
-    Folds must mix the batches. ``LeaveOneGroupOut`` over batches leaves one batch to score, where no leakage can be
-    measured. A search turns a scorer's error into a NaN score with a warning unless ``error_score="raise"``: set it.
-    """
-
-    def __init__(self, metric: str = "batch_removal", **params: Any) -> None:
-        if metric not in _METRICS:
-            raise ValueError(f"metric must be one of {sorted(_METRICS)}, got {metric!r}.")
-        self.metric = metric
-        self.params = params
-        images = metric == "image_error"
-        self._requests: dict[str, Any] = {
-            "batch": metric in ("leakage", "cross_batch", "batch_removal"),
-            "cell_type": not images,
-            "y_qpi": images,
-        }
-        self._known: dict[bytes, tuple[Any, Any]] | None = None
-
-    def __repr__(self) -> str:
-        return f"FeatureScorer({', '.join([repr(self.metric), *(f'{k}={v!r}' for k, v in self.params.items())])})"
-
-    def with_labels(self, X: ArrayLike, batch: ArrayLike, cell_type: ArrayLike | None = None) -> FeatureScorer:
-        """Return a copy that knows the labels of ``X`` (the very array that the search is given), by image content."""
-        images = np.asarray(X)
-        batches, b = _check_labels(batch, "batch", len(images))
-        types, t = (None, None) if cell_type is None else _check_labels(cell_type, "cell_type", len(images))
-        known: dict[bytes, tuple[Any, Any]] = {}
-        for i, image in enumerate(images):
-            labels = (batches[b[i]], None if types is None or t is None else types[t[i]])
-            if known.setdefault(_digest(image), labels) != labels:
-                raise ValueError(f"Image {i} of X equals an earlier one that has other labels, so content cannot tell.")
-        scorer = copy.copy(self)
-        scorer._requests, scorer._known = dict(self._requests), known
-        return scorer
-
-    def set_score_request(self, **requests: Any) -> FeatureScorer:
-        """Change what metadata routing passes, e.g. ``batch="day"``; as in scikit-learn, changes and returns self."""
-        unknown = set(requests) - set(self._requests)
-        if unknown:
-            raise TypeError(f"Unknown metadata {sorted(unknown)}; this scorer takes {sorted(self._requests)}.")
-        self._requests = {**self._requests, **requests}
-        return self
-
-    def get_metadata_routing(self) -> MetadataRequest:
-        """Tell scikit-learn which metadata to pass."""
-        request = MetadataRequest(owner=repr(self))
-        for name, alias in self._requests.items():
-            request.score.add_request(param=name, alias=alias)
-        return request
-
-    def __call__(
-        self,
-        estimator: Any,
-        X: ArrayLike,
-        y: ArrayLike | None = None,
-        *,
-        batch: ArrayLike | None = None,
-        cell_type: ArrayLike | None = None,
-        y_qpi: ArrayLike | None = None,
-    ) -> float:
-        function, sign = _METRICS[self.metric]
-        labels = None if y is None or np.ndim(np.asarray(y)) != 1 else y
-        if self.metric == "image_error":
-            target = y_qpi if y_qpi is not None else (y if labels is None else None)
-            if target is None:
-                raise ValueError("The image-error scorer needs target images: as y, or as y_qpi with metadata routing.")
-            steps = [step for _, step in estimator.steps] if isinstance(estimator, Pipeline) else [estimator]
-            for step in steps:
-                if hasattr(step, "predict_image"):
-                    return float(sign * function(step.predict_image(X), target, **self.params).mae)
-                X = step.transform(X) if hasattr(step, "transform") else X
-            raise TypeError(f"{type(estimator).__name__} has no predict_image.")
-        if self._known is not None and (batch is None or (cell_type is None and labels is None)):
-            found = [self._known.get(_digest(image)) for image in np.asarray(X)]
-            if None in found:
-                raise ValueError(
-                    "with_labels was given other images than these. Give it the array passed to the search."
-                )
-            if batch is None:
-                batch = [pair[0] for pair in found if pair is not None]
-            if cell_type is None and labels is None and found[0] is not None and found[0][1] is not None:
-                cell_type = [pair[1] for pair in found if pair is not None]
-        needs_batch = self.metric != "cell_type"
-        if batch is None and needs_batch:
-            raise ValueError(
-                f"The {self.metric} scorer was not given the batch of each cell: without metadata routing scikit-learn "
-                f"passes it to no scorer. Use scoring={self.metric}_scorer.with_labels(X, batch, cell_type), or "
-                "sklearn.set_config(enable_metadata_routing=True) and pass batch=... to the search's fit."
-            )
-        if cell_type is None:
-            cell_type = labels
-        if cell_type is None:
-            raise ValueError("The scorer was not given cell types: pass them as y (1-D) or as cell_type.")
-        if not hasattr(estimator, "transform") and isinstance(estimator, Pipeline) and len(estimator) > 1:
-            estimator = estimator[:-1]
-        if not hasattr(estimator, "transform"):
-            raise TypeError(f"{type(estimator).__name__} has no transform, so there are no features to score.")
-        where = {"batch": batch, "cell_type": cell_type} if needs_batch else {"cell_type": cell_type}
-        return float(sign * function(np.asarray(estimator.transform(X)), **where, **self.params))
-
-
-leakage_scorer = FeatureScorer("leakage")
-cross_batch_scorer = FeatureScorer("cross_batch")
-cell_type_scorer = FeatureScorer("cell_type")
-batch_removal_scorer = FeatureScorer("batch_removal")
-image_error_scorer = FeatureScorer("image_error")

@@ -1,0 +1,166 @@
+"""The metrics as scorers for ``GridSearchCV`` and ``cross_validate``, in both metadata-routing modes."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike
+from sklearn.pipeline import Pipeline
+from sklearn.utils.metadata_routing import MetadataRequest
+
+from skbegan.metrics.images import image_error
+from skbegan.metrics.probes import (
+    Array,
+    batch_leakage,
+    batch_removal_score,
+    cell_type_accuracy,
+    check_labels,
+    cross_batch_accuracy,
+)
+
+
+def _digest(image: Array) -> bytes:
+    return hashlib.blake2b(np.ascontiguousarray(image).tobytes(), digest_size=16).digest()
+
+
+_METRICS: dict[str, tuple[Callable[..., Any], int]] = {
+    "leakage": (batch_leakage, -1),
+    "cross_batch": (cross_batch_accuracy, 1),
+    "cell_type": (cell_type_accuracy, 1),
+    "batch_removal": (batch_removal_score, 1),
+    "image_error": (image_error, -1),
+}
+
+
+class FeatureScorer:
+    """A scorer ``(estimator, X, y=None, *, batch, cell_type, y_qpi) -> float`` for searches; larger is better.
+
+    It asks a fitted transformer (or the part of a ``Pipeline`` before its classifier) for the features of the test
+    cells and measures them with fresh probes. The metric ``"image_error"`` asks ``predict_image`` and gives the MAE.
+
+    Parameters
+    ----------
+    metric : {"leakage", "cross_batch", "cell_type", "batch_removal", "image_error"}
+        Leakage and image error are returned **negated**, as scikit-learn's ``neg_`` scorers are.
+    **params
+        Passed to the metric function, e.g. ``probe="mlp"``.
+
+    Notes
+    -----
+    *Cell types* come from ``cell_type``, or from ``y`` if it is 1-D. *Batches* reach a scorer in one of two ways:
+
+    1. Metadata routing, ``sklearn.set_config(enable_metadata_routing=True)``: ``search.fit(X, y, batch=batch, ...)``.
+       The scorer requests what it needs by itself; ``set_score_request`` changes names (it changes this object, so make
+       your own with ``FeatureScorer("leakage")`` rather than altering the shared ``leakage_scorer``).
+    2. Routing off, scikit-learn's default, where no metadata ever reaches a scorer: give the labels beforehand,
+       ``scoring=leakage_scorer.with_labels(X, batch, cell_type)``. The copy recognises test images by their content.
+
+    Folds must mix the batches. ``LeaveOneGroupOut`` over batches leaves one batch to score, where no leakage can be
+    measured. A search turns a scorer's error into a NaN score with a warning unless ``error_score="raise"``: set it.
+    """
+
+    def __init__(self, metric: str = "batch_removal", **params: Any) -> None:
+        if metric not in _METRICS:
+            raise ValueError(f"metric must be one of {sorted(_METRICS)}, got {metric!r}.")
+        self.metric = metric
+        self.params = params
+        images = metric == "image_error"
+        self._requests: dict[str, Any] = {
+            "batch": metric in ("leakage", "cross_batch", "batch_removal"),
+            "cell_type": not images,
+            "y_qpi": images,
+        }
+        self._known: dict[bytes, tuple[Any, Any]] | None = None
+
+    def __repr__(self) -> str:
+        return f"FeatureScorer({', '.join([repr(self.metric), *(f'{k}={v!r}' for k, v in self.params.items())])})"
+
+    def with_labels(self, X: ArrayLike, batch: ArrayLike, cell_type: ArrayLike | None = None) -> FeatureScorer:
+        """Return a copy that knows the labels of ``X`` (the very array that the search is given), by image content."""
+        images = np.asarray(X)
+        batches, b = check_labels(batch, "batch", len(images))
+        types, t = (None, None) if cell_type is None else check_labels(cell_type, "cell_type", len(images))
+        known: dict[bytes, tuple[Any, Any]] = {}
+        for i, image in enumerate(images):
+            labels = (batches[b[i]], None if types is None or t is None else types[t[i]])
+            if known.setdefault(_digest(image), labels) != labels:
+                raise ValueError(f"Image {i} of X equals an earlier one that has other labels, so content cannot tell.")
+        scorer = copy.copy(self)
+        scorer._requests, scorer._known = dict(self._requests), known
+        return scorer
+
+    def set_score_request(self, **requests: Any) -> FeatureScorer:
+        """Change what metadata routing passes, e.g. ``batch="day"``; as in scikit-learn, changes and returns self."""
+        unknown = set(requests) - set(self._requests)
+        if unknown:
+            raise TypeError(f"Unknown metadata {sorted(unknown)}; this scorer takes {sorted(self._requests)}.")
+        self._requests = {**self._requests, **requests}
+        return self
+
+    def get_metadata_routing(self) -> MetadataRequest:
+        """Tell scikit-learn which metadata to pass."""
+        request = MetadataRequest(owner=repr(self))
+        for name, alias in self._requests.items():
+            request.score.add_request(param=name, alias=alias)
+        return request
+
+    def __call__(
+        self,
+        estimator: Any,
+        X: ArrayLike,
+        y: ArrayLike | None = None,
+        *,
+        batch: ArrayLike | None = None,
+        cell_type: ArrayLike | None = None,
+        y_qpi: ArrayLike | None = None,
+    ) -> float:
+        function, sign = _METRICS[self.metric]
+        labels = None if y is None or np.ndim(np.asarray(y)) != 1 else y
+        if self.metric == "image_error":
+            target = y_qpi if y_qpi is not None else (y if labels is None else None)
+            if target is None:
+                raise ValueError("The image-error scorer needs target images: as y, or as y_qpi with metadata routing.")
+            steps = [step for _, step in estimator.steps] if isinstance(estimator, Pipeline) else [estimator]
+            for step in steps:
+                if hasattr(step, "predict_image"):
+                    return float(sign * function(step.predict_image(X), target, **self.params).mae)
+                X = step.transform(X) if hasattr(step, "transform") else X
+            raise TypeError(f"{type(estimator).__name__} has no predict_image.")
+        if self._known is not None and (batch is None or (cell_type is None and labels is None)):
+            found = [self._known.get(_digest(image)) for image in np.asarray(X)]
+            if None in found:
+                raise ValueError(
+                    "with_labels was given other images than these. Give it the array passed to the search."
+                )
+            if batch is None:
+                batch = [pair[0] for pair in found if pair is not None]
+            if cell_type is None and labels is None and found[0] is not None and found[0][1] is not None:
+                cell_type = [pair[1] for pair in found if pair is not None]
+        needs_batch = self.metric != "cell_type"
+        if batch is None and needs_batch:
+            raise ValueError(
+                f"The {self.metric} scorer was not given the batch of each cell: without metadata routing scikit-learn "
+                f"passes it to no scorer. Use scoring={self.metric}_scorer.with_labels(X, batch, cell_type), or "
+                "sklearn.set_config(enable_metadata_routing=True) and pass batch=... to the search's fit."
+            )
+        if cell_type is None:
+            cell_type = labels
+        if cell_type is None:
+            raise ValueError("The scorer was not given cell types: pass them as y (1-D) or as cell_type.")
+        if not hasattr(estimator, "transform") and isinstance(estimator, Pipeline) and len(estimator) > 1:
+            estimator = estimator[:-1]
+        if not hasattr(estimator, "transform"):
+            raise TypeError(f"{type(estimator).__name__} has no transform, so there are no features to score.")
+        where = {"batch": batch, "cell_type": cell_type} if needs_batch else {"cell_type": cell_type}
+        return float(sign * function(np.asarray(estimator.transform(X)), **where, **self.params))
+
+
+leakage_scorer = FeatureScorer("leakage")
+cross_batch_scorer = FeatureScorer("cross_batch")
+cell_type_scorer = FeatureScorer("cell_type")
+batch_removal_scorer = FeatureScorer("batch_removal")
+image_error_scorer = FeatureScorer("image_error")
