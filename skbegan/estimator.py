@@ -502,13 +502,13 @@ class BeGANTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEs
         """Return the generator on the device of now, the images as it takes them, and its dtype."""
         from skbegan.core import recipe
         from skbegan.core.data import ImageStack, Scaling
-        from skbegan.core.device import place, resolve_device, resolve_precision
+        from skbegan.core.device import resolve_device, resolve_precision
 
         device = resolve_device(self.device)
         dtype = resolve_precision(self.precision, device)
         cached = self.__dict__.get("_generator")
         if cached is None or cached[0] != (device, dtype):
-            generator = place(recipe.generator_from(self._weights), device, dtype)
+            generator = recipe.generator_from(self._weights, device, dtype)
             cached = self._generator = ((device, dtype), generator)
         return cached[1], ImageStack(bf, Scaling(self.bf_mean_, self.bf_scale_), device, dtype), dtype
 

@@ -84,10 +84,10 @@ def from_numpy(network: Any, weights: Mapping[str, np.ndarray]) -> Any:
     return network
 
 
-def generator_from(weights: Weights) -> Generator:
-    """Build the generator that the weights belong to, whatever its sizes."""
+def generator_from(weights: Weights, device: torch.device, dtype: torch.dtype) -> Generator:
+    """Build the generator that the weights belong to, whatever its sizes, on a device."""
     sizes = Generator.sizes_of({name: value.shape for name, value in weights.items()})
-    return from_numpy(build(Generator, **sizes, rng=new_rng(0)), weights)
+    return from_numpy(place(build(Generator, **sizes, rng=new_rng(0)), device, dtype), weights)
 
 
 def _compile(generator: nn.Module, discriminator: nn.Module, cells: Cells, minibatch_size: int, wanted: bool) -> None:
@@ -224,8 +224,9 @@ def remove_batch(
     dtype = resolve_precision(settings["precision"], where)
     cells, validation = arrays.on(where, dtype)
     channels, width = arrays.channels(), settings["base_width"]
-    generator = generator_from(start.generator)
-    discriminator = from_numpy(build(Discriminator, base_width=width, rng=new_rng(0), **channels), start.discriminator)
+    generator = generator_from(start.generator, where, dtype)
+    discriminator = place(build(Discriminator, base_width=width, rng=new_rng(0), **channels), where, dtype)
+    from_numpy(discriminator, start.discriminator)
     order = new_rng(seeds["order"])
     prepare = _augmentation(settings["augment"], order)
     targets = fool_targets(cells.batch, cells.cell_type, n_batches, n_cell_types, settings["batch_target"], reference)
@@ -243,7 +244,7 @@ def remove_batch(
         "rng": new_rng(seeds["dropout"], where),
         "dtype": dtype,
     }
-    networks = place(generator, where, dtype), place(discriminator, where, dtype)
+    networks = generator, discriminator
     stage: BatchRemoval | PublishedRemoval
     if settings["adversary"] == "published":
         stage = PublishedRemoval(
