@@ -43,6 +43,7 @@ PUBLISHED: dict[str, Any] = {
     "minibatch_size": 10,
     "augment": False,
     "standardize": False,
+    "precision": "float32",
 }
 """Parameters that reproduce the original recipe: ``BeGANTransformer(**PUBLISHED)``."""
 
@@ -147,8 +148,8 @@ class BeGANTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEs
         Cache of stage 1, keyed by the data and the parameters that it depends on: a search over stage-2 parameters then
         pretrains once per fold. Needs an integer `random_state` to hit.
     checkpoint_dir : str or path, default=None
-        Where the state of training is written after each epoch. A fit that was stopped goes on from there when it is
-        repeated with the same data and parameters; the file is removed at the end.
+        Where the state of training is written after each epoch. A fit that was stopped, by Ctrl-C or otherwise, goes on
+        from there when it is repeated with the same data and parameters; the files are removed at the end.
     random_state : int, RandomState or None, default=None
         Seeds weights, order, dropout and splits. The global random state is neither read nor changed.
     verbose : int, default=0
@@ -333,7 +334,7 @@ class BeGANTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEs
         arrays = self._arrays(dataset, seeds["split"])
         settings = {name: parameters[name] for name in recipe.PRETRAINING_SETTINGS}
         stage_seeds = {name: seeds[name] for name in ("weights", "order", "dropout")}
-        checkpoint = self._checkpoint_file(parameters, dataset, seeds)
+        checkpoints = self._checkpoint_files(parameters, dataset, seeds)
         pretrain = memory.cache(recipe.pretrain, ignore=["verbose", "checkpoint"])
         outcome = pretrain(
             arrays,
@@ -341,7 +342,7 @@ class BeGANTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEs
             stage_seeds,
             str(device),
             verbose=self.verbose,
-            checkpoint=checkpoint,
+            checkpoint=checkpoints[0],
             keep_if_interrupted=memory.location is None,
         )
         history: dict[str, Any] = {"pretraining": outcome.history}
@@ -361,7 +362,7 @@ class BeGANTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEs
                 n_cell_types=dataset.n_cell_types,
                 reference=reference,
                 verbose=self.verbose,
-                checkpoint=checkpoint,
+                checkpoint=checkpoints[1],
             )
             history["batch_removal"] = outcome.history
             events += outcome.events
@@ -380,8 +381,10 @@ class BeGANTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEs
             history={**history, "events": events},
         )
         self._recalibrate(dataset.bf, arrays.train_rows)
-        if checkpoint is not None:
-            checkpoint.unlink(missing_ok=True)
+        if not outcome.interrupted:
+            for file in checkpoints:
+                if file is not None:
+                    file.unlink(missing_ok=True)
         return self
 
     def _arrays(self, dataset: validation.CellDataset, seed: int) -> Any:
@@ -399,12 +402,16 @@ class BeGANTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEs
         ]
         return Arrays(dataset.bf, dataset.qpi, dataset.batch, dataset.cell_type, train_rows, validation_rows, *scalings)
 
-    def _checkpoint_file(self, parameters: dict[str, Any], dataset: validation.CellDataset, seeds: Any) -> Path | None:
+    def _checkpoint_files(
+        self, parameters: dict[str, Any], dataset: validation.CellDataset, seeds: Any
+    ) -> tuple[Path | None, Path | None]:
+        """Return a file per stage whose name tells data, parameters and seeds, so that searches share a folder."""
         if self.checkpoint_dir is None:
-            return None
+            return None, None
         irrelevant = ("memory", "checkpoint_dir", "verbose", "device", "inference", "random_state")
         kept = {name: value for name, value in parameters.items() if name not in irrelevant}
-        return Path(self.checkpoint_dir) / f"began-{joblib.hash((kept, dataset, seeds))}.pt"
+        name = joblib.hash((kept, dataset, seeds))
+        return tuple(Path(self.checkpoint_dir) / f"began-{name}-stage{stage}.pt" for stage in (1, 2))  # type: ignore[return-value]
 
     def fit_transform(
         self, X_bf: Any, y: Any = None, batch: Any = None, cell_type: Any = None, *, y_qpi: Any = None

@@ -162,10 +162,9 @@ def pretrain(
         rng=order,
         verbose=verbose,
         checkpoint=Checkpoint(checkpoint),
+        keep_if_interrupted=keep_if_interrupted,
         prepare=_augmentation(settings["augment"], order),
     )
-    if interrupted and not keep_if_interrupted:
-        raise KeyboardInterrupt
     return Outcome(to_numpy(generator), to_numpy(discriminator), history, stage.events, interrupted)
 
 

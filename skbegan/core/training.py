@@ -153,6 +153,7 @@ def train(
     rng: torch.Generator,
     verbose: int = 0,
     checkpoint: Checkpoint | None = None,
+    keep_if_interrupted: bool = True,
     prepare: Callable[[Minibatch], Minibatch] = lambda cells: cells,
 ) -> tuple[History, bool]:
     """Train a stage and leave the best generator found in it.
@@ -171,6 +172,8 @@ def train(
         Positive for a progress bar.
     checkpoint : Checkpoint, optional
         Written after every epoch; a matching one is gone on from.
+    keep_if_interrupted : bool, default=True
+        Whether Ctrl-C ends the stage with what there is; otherwise KeyboardInterrupt goes on to the caller.
     prepare : callable, optional
         Applied to every training minibatch, such as augmentation.
 
@@ -211,6 +214,8 @@ def train(
                     for minibatch in validation.in_order(max(minibatch_size, 64)):
                         held_out.add(stage.validate(minibatch), len(minibatch))
             except KeyboardInterrupt:
+                if not keep_if_interrupted:
+                    raise
                 interrupted = True
                 _warn(stage, f"{stage.name}: interrupted in epoch {epoch + 1} of {epochs}; the best generator is kept")
                 break
@@ -255,7 +260,7 @@ def _record(history: History, epoch: int, means: dict[str, float], held_out: dic
 
 def _warn(stage: Stage, message: str) -> None:
     stage.events.append(message)
-    warnings.warn(message, RuntimeWarning, stacklevel=3)
+    warnings.warn(message, RuntimeWarning, stacklevel=6)  # the caller of fit
 
 
 def _roll_back(
