@@ -1,7 +1,7 @@
 """Set up a virtual environment and run something in it: ``python tasks.py quickstart`` or ``python tasks.py tests``.
 
-Needs only Python 3.11 or newer; the same on Linux, macOS and Windows. The package is built into a wheel and the wheel is
-installed, so that what runs is what users get.
+Needs only Python 3.11 or newer; the same on Linux, macOS and Windows. The package is built into a wheel and the wheel
+is installed, so that what runs is what users get.
 """
 
 from __future__ import annotations

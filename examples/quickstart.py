@@ -6,9 +6,9 @@ Seven cell types are imaged on seven days, each type on three of them, through i
 Three models are trained from the same stage 1 and for the same number of epochs, and audited on new cells:
 
 - stage 1 only: a conditional GAN that predicts the phase image from the brightfield;
-- the published recipe for stage 2: its targets, loss weights, learning rates and frozen classifiers. For the sake of time
-  its classifiers are fitted for 20 epochs instead of 100; stage 1, the minibatch of 64, the standardised images and the
-  flips and turns are those of the other models;
+- the published recipe for stage 2: its targets, loss weights, learning rates and frozen classifiers. For the sake of
+  time its classifiers are fitted for 20 epochs instead of 100; stage 1, the minibatch of 64, the standardised images
+  and the flips and turns are those of the other models;
 - the default, inside a scikit-learn Pipeline with a support vector classifier.
 
 Takes about 3 minutes on two cores. The first run is also the longest explanation: read it top to bottom.
@@ -85,10 +85,10 @@ def print_table(rows: dict[str, dict[str, float]]) -> None:
     for measure in next(iter(rows.values())):
         print(f"{measure:<28}" + "".join(f"{row[measure]:>18.3f}" for row in rows.values()))
     print(
-        "\nCell type accuracy: a linear probe, chance 0.14. Leakage: how well a fresh probe reads the batch within a cell"
-        "\ntype, 0 is chance, 1 is fully readable. Cross-batch accuracy: cell type on a batch that the probe never saw."
-        "\nImage error and correlation: predicted phase (rad) against the batch-free phase, known because cells are simulated."
-        "\nOne data set, one seed: differences of a few hundredths mean little.\n"
+        "\nCell type accuracy: a linear probe, chance 0.14. Leakage: how well a fresh probe reads the batch within a"
+        "\ncell type, 0 is chance, 1 is fully readable. Cross-batch accuracy: cell type on a batch that the probe never"
+        "\nsaw. Image error and correlation: predicted phase (rad) against the batch-free phase, known because the"
+        "\ncells are simulated. One data set, one seed: differences of a few hundredths mean little.\n"
     )
 
 
@@ -130,7 +130,9 @@ def main() -> None:
 
     # One cell type on its three days, so that a row shows what the day does and what is left of it.
     of_one_type = np.flatnonzero(new.cell_type == "type0")
-    shown = [cell for day in np.unique(new.batch[of_one_type]) for cell in of_one_type[new.batch[of_one_type] == day][:3]]
+    shown = [
+        cell for day in np.unique(new.batch[of_one_type]) for cell in of_one_type[new.batch[of_one_type] == day][:3]
+    ]
     CellImagesDisplay.from_estimator(
         began, new.bf, new.qpi, new.clean_qpi, cells=shown, labels=new.batch
     ).figure_.savefig(out / "cells.png", dpi=110)

@@ -106,8 +106,19 @@ class BeGANTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEs
         between, image classifiers fitted once after stage 1.
     n_adversaries : int, default=2
         Feature adversaries; for ``"published"`` the number of feature subsets.
-    adversary_steps : int, default=2
-        Updates of the adversaries per step of the generator (``"online"``).
+    adversary_steps : int, default=1
+        Updates of the feature adversaries per step of the generator (``"online"``). More make the game unstable.
+    alignment : float, default=5.0
+        Weight, relative to `batch_weight`, of the distance between the batches of a cell type in feature space
+        (``"online"``).
+    batch_transfer : float, default=0.8
+        Share of the training cells of stage 2 that are shown with the look of another batch in which their type was
+        imaged: mean image and power spectrum exchanged (``"online"``).
+    invariance_weight : float, default=5.0
+        Weight of the disagreement between the profiles of a cell in two looks and orientations (``"online"``).
+    activity_weight : float, default=2.0
+        Weight of the loss that keeps features from dying out: removing the batch is easiest with few features
+        (``"online"``).
     warmup_epochs : int, default=4
         Epochs in which the classifiers are trained and the generator is not, at the start of stage 2 (``"online"``).
     ramp : float, default=0.3
@@ -223,7 +234,11 @@ class BeGANTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEs
         reference_batch: Any = None,
         adversary: str = "online",
         n_adversaries: int = 2,
-        adversary_steps: int = 2,
+        adversary_steps: int = 1,
+        alignment: float = 5.0,
+        batch_transfer: float = 0.8,
+        invariance_weight: float = 5.0,
+        activity_weight: float = 2.0,
         warmup_epochs: int = 4,
         ramp: float = 0.3,
         decay: float = 0.5,
@@ -263,6 +278,10 @@ class BeGANTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEs
         self.adversary = adversary
         self.n_adversaries = n_adversaries
         self.adversary_steps = adversary_steps
+        self.alignment = alignment
+        self.batch_transfer = batch_transfer
+        self.invariance_weight = invariance_weight
+        self.activity_weight = activity_weight
         self.warmup_epochs = warmup_epochs
         self.ramp = ramp
         self.decay = decay

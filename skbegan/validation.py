@@ -375,6 +375,9 @@ _WEIGHTS = (
     "batch_weight",
     "batch_image_weight",
     "image_weight",
+    "alignment",
+    "invariance_weight",
+    "activity_weight",
 )
 _RATES = (
     "learning_rate",
@@ -383,7 +386,7 @@ _RATES = (
     "classifier_learning_rate",
     "adversary_learning_rate",
 )
-_SHARES = {"validation_fraction": 0.9, "ramp": 1.0, "decay": 1.0}  # name: largest value
+_SHARES = {"validation_fraction": 0.9, "ramp": 1.0, "decay": 1.0, "batch_transfer": 1.0}  # name: largest value
 _FLAGS = ("standardize", "augment", "compile")
 _CHOICES = {
     "adversary": ("online", "published"),

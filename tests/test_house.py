@@ -63,6 +63,8 @@ def test_within_the_core_imports_run_one_way():
         "data",
         "training",
         "inference",
+        "alignment",
+        "batch_transfer",
         "classifiers",
         "pretraining",
         "batch_removal",

@@ -19,7 +19,7 @@ from skbegan.core.published_removal import FeatureSubsets, PublishedRemoval
 from skbegan.core.training import Checkpoint, frozen, snapshot, train, untracked
 
 CPU = torch.device("cpu")
-WEIGHTS = RemovalWeights(adversarial=1.0, image=30.0, cell_type=1.0, cell_type_image=1.0, batch=2.0, batch_image=2.0)
+WEIGHTS = RemovalWeights(1.0, 30.0, 1.0, 1.0, batch=2.0, batch_image=2.0, alignment=5.0, invariance=1.0, activity=2.0)
 
 
 def make_cells(n: int = 32, side: int = 16, seed: int = 0) -> Cells:
@@ -187,7 +187,7 @@ def test_online_step_moves_classifiers_and_generator_but_judges_with_them_frozen
     for name, network in stage.networks.items():
         assert moved(before[name], network, buffers=False), name
         assert all(p.requires_grad for p in network.parameters())
-    assert {"batch_0_classifier", "batch_1_classifier", "batch_image_classifier", "cell_type_classifier"} <= set(losses)
+    assert {"batch_adversary_1", "batch_adversary_2", "batch_adversary_image", "cell_type_classifier"} <= set(losses)
 
 
 def test_online_generator_loss_gives_the_classifiers_no_gradient():
@@ -221,14 +221,14 @@ def test_fool_weights_are_ramped_and_the_learning_rate_decays():
 def test_weights_of_zero_build_no_classifier():
     weights = RemovalWeights(0.1, 30.0, 0.0, 0.0, 2.0, 0.0)
     stage = make_stage("online", weights=weights)
-    assert set(stage.networks) == {"generator", "discriminator", "batch_0", "batch_1"}
+    assert set(stage.networks) == {"generator", "discriminator", "batch_adversary_1", "batch_adversary_2"}
     assert "batch_image" not in stage.step(minibatch(), 0.0)
 
 
 def test_renewed_adversaries_take_turns():
     stage = make_stage("online", refresh_epochs=1)
     cells = make_cells()
-    for epoch, renewed in ((1, "batch_0"), (2, "batch_1"), (3, "batch_0")):
+    for epoch, renewed in ((1, "batch_adversary_1"), (2, "batch_adversary_2"), (3, "batch_adversary_1")):
         before = states(stage)
         stage.begin_epoch(epoch, cells)
         for name, network in stage.networks.items():

@@ -3,7 +3,9 @@
 What differs from the published procedure (:mod:`skbegan.core.published_removal`), and why: the published classifiers
 are frozen while the generator trains, so that it moves cells across fixed boundaries and a fresh probe still reads the
 batch. Here the adversaries see all features and the cell type, are updated at every step and renewed in turn, and the
-fool target is what anyone could say of the batch from the cell type alone.
+fool target is what anyone could say of the batch from the cell type alone. Two losses without an opponent do most of
+the work: the batches of a type are pulled together where a linear probe would tell them apart, and a cell is to have
+the same profile whatever the batch it looks like (see :mod:`skbegan.core.batch_transfer`).
 """
 
 from __future__ import annotations
@@ -11,11 +13,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from skbegan.core.alignment import Activity, BatchAlignment, disagreement
 from skbegan.core.classifiers import fit_classifier
 from skbegan.core.data import Cells, Minibatch
 from skbegan.core.device import Adam, autocast, new_rng, place
@@ -56,6 +60,15 @@ def fool_targets(
     return torch.where(totals > 0, counts / totals.clamp(min=1), marginal)
 
 
+def standardised(features: Tensor) -> Tensor:
+    """Return features with mean 0 and spread 1 over the minibatch, as a probe would scale them.
+
+    A batch signal cannot hide from the classifiers by being small.
+    """
+    spread = features.var(0, correction=0)
+    return (features - features.mean(0)) / (spread + 1e-3 * spread.detach().mean() + 1e-8).sqrt()
+
+
 def active_share(features: Tensor) -> Tensor:
     """Share of features whose spread over the cells is at least 1 % of the largest one's."""
     spread = features.float().std(0, correction=0)
@@ -72,6 +85,9 @@ class RemovalWeights:
     cell_type_image: float
     batch: float
     batch_image: float
+    alignment: float = 0.0
+    invariance: float = 0.0
+    activity: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -93,7 +109,7 @@ class BatchRemoval(ConditionalGAN):
         Where stage 1 left them.
     design : Design
     weights : RemovalWeights
-        `batch` and `batch_image` are reached after the ramp.
+        `batch`, `batch_image` and `alignment` are reached after the ramp.
     base_width : int
         Width of the image classifiers.
     learning_rate, discriminator_learning_rate : float
@@ -102,7 +118,7 @@ class BatchRemoval(ConditionalGAN):
     n_adversaries : int
         Feature adversaries, of different age.
     adversary_steps : int
-        Updates of the adversaries per step of the generator.
+        Updates of the feature adversaries per step of the generator.
     refresh_epochs : int
         Every so many epochs the oldest feature adversary is replaced by a new one.
     warmup_epochs : int
@@ -116,6 +132,7 @@ class BatchRemoval(ConditionalGAN):
     """
 
     name = "batch_removal"
+    leak = 0.1
 
     def __init__(
         self,
@@ -178,11 +195,13 @@ class BatchRemoval(ConditionalGAN):
             )
         if weights.batch > 0:
             for index in range(n_adversaries):
-                adversaries[f"batch_{index}"] = self._new_adversary()
+                adversaries[f"batch_adversary_{index + 1}"] = self._new_adversary()
         if weights.batch_image > 0:
-            adversaries["batch_image"] = build(
+            adversaries["batch_adversary_image"] = build(
                 ImageClassifier, generator.side, n_batches, n_conditions=n_types, rng=self.cpu_rng, **image_shape
             )
+        self.alignment = BatchAlignment(n_batches, n_types) if weights.alignment > 0 else None
+        self.activity: Activity | None = None
         self.helpers = {name: place(network, self.device, dtype) for name, network in helpers.items()}
         self.adversaries = {name: place(network, self.device, dtype) for name, network in adversaries.items()}
         self.networks |= self.helpers | self.adversaries
@@ -214,7 +233,7 @@ class BatchRemoval(ConditionalGAN):
 
     def _read(self, name: str, network: nn.Module, image: Tensor, features: Tensor, cell_type: Tensor) -> Tensor:
         """Return a classifier's logits; adversaries also see the cell type, so that it excuses no batch signal."""
-        seen = image if name.endswith("image") else features
+        seen = image if name.endswith("image") else standardised(features)
         with autocast(seen.device, self.dtype):
             if name in self.helpers:
                 logits = network(seen)
@@ -223,11 +242,11 @@ class BatchRemoval(ConditionalGAN):
         return logits.to(seen.dtype)
 
     def classifier_step(self, cells: Minibatch, image: Tensor, features: Tensor) -> dict[str, Tensor]:
-        """Update the classifiers of cell type once and the adversaries `adversary_steps` times, the generator still."""
+        """Update all classifiers once and the feature adversaries `adversary_steps` times; the generator stays."""
         image, features = image.detach(), features.detach()
         losses = {}
         for repeat in range(self.adversary_steps):
-            readers = self.adversaries if repeat else self.helpers | self.adversaries
+            readers = self._feature_adversaries() if repeat else self.helpers | self.adversaries
             for name, network in readers.items():
                 truth = cells.cell_type if name in self.helpers else cells.batch
                 loss = F.cross_entropy(self._read(name, network, image, features, cells.cell_type), truth)
@@ -235,7 +254,7 @@ class BatchRemoval(ConditionalGAN):
                 optimizer.zero_grad(set_to_none=True)
                 loss.backward()
                 optimizer.step()
-                losses[f"{name}_classifier"] = loss
+                losses[name if name in self.adversaries else f"{name}_classifier"] = loss
         return losses
 
     # One step -----------------------------------------------------------------------------------------------------
@@ -247,9 +266,12 @@ class BatchRemoval(ConditionalGAN):
         image, features = self.generate(cells.source, self.rng)
         losses = self.discriminator_step(cells, image)
         losses |= self.classifier_step(cells, image, features)
+        if self.alignment is not None:
+            self.alignment.remember(cells, features)
         readers = list((self.helpers | self.adversaries).values())
         with frozen(self.discriminator), frozen(*readers, batch_statistics=True):
             losses |= self.generator_losses(cells, image, features)
+            losses |= self.profile_losses(cells, features)
             losses["total"] = self.total(losses, min(1.0, progress / self.ramp) if self.ramp else 1.0)
             self.generator_step(losses["total"])
         return losses
@@ -263,18 +285,37 @@ class BatchRemoval(ConditionalGAN):
             # The divergence from the target: zero means that the adversary can say no more than the cell type does.
             logits = self._read(name, network, image, features, cells.cell_type)
             loss = F.kl_div(F.log_softmax(logits, 1), target, reduction="batchmean")
-            name = "batch_image" if name == "batch_image" else "batch"
+            name = "batch_image" if name.endswith("image") else "batch"
             losses[name] = losses[name] + loss if name in losses else loss
         return losses
 
+    def profile_losses(self, cells: Minibatch, features: Tensor) -> dict[str, Tensor]:
+        """Return the losses on the features that need no classifier."""
+        losses = {}
+        if self.alignment is not None:
+            losses["batch_separation"] = self.alignment.separation(cells, features)
+        if self.weights.invariance > 0 and cells.twin is not None:
+            with autocast(cells.twin.device, self.dtype):
+                others = self.generator.encode(cells.twin, self.leak)[0].to(features.dtype)
+            losses["batch_disagreement"] = disagreement(features, others)
+        if self.activity is not None:
+            losses["activity"] = self.activity.loss(features)
+        return losses
+
     def total(self, losses: Mapping[str, Tensor], ramp: float) -> Tensor:
-        scale = {"batch": ramp, "batch_image": ramp}
-        terms = [
-            getattr(self.weights, name) * scale.get(name, 1.0) * losses[name]
-            for name in ("adversarial", "image", "cell_type", "cell_type_image", "batch", "batch_image")
-            if name in losses
-        ]
-        return torch.stack(terms).sum()
+        weights = self.weights
+        scale = {
+            "adversarial": weights.adversarial,
+            "image": weights.image,
+            "cell_type": weights.cell_type,
+            "cell_type_image": weights.cell_type_image,
+            "batch": ramp * weights.batch,
+            "batch_image": ramp * weights.batch_image,
+            "batch_separation": ramp * weights.alignment,
+            "batch_disagreement": weights.invariance,
+            "activity": weights.activity,
+        }
+        return torch.stack([weight * losses[name] for name, weight in scale.items() if name in losses]).sum()
 
     def validate(self, cells: Minibatch) -> dict[str, Tensor]:
         readers = list((self.helpers | self.adversaries).values())
@@ -306,10 +347,15 @@ class BatchRemoval(ConditionalGAN):
         if epoch == 0:
             self._warm_up(cells)
         elif self.refresh_epochs and epoch % self.refresh_epochs == 0 and self.weights.batch > 0:
-            names = [name for name in self.adversaries if name != "batch_image"]
+            names = list(self._feature_adversaries())
             self._renew(names[(epoch // self.refresh_epochs - 1) % len(names)], cells)
 
+    def _feature_adversaries(self) -> dict[str, nn.Module]:
+        return {name: network for name, network in self.adversaries.items() if not name.endswith("image")}
+
     def _warm_up(self, cells: Cells) -> None:
+        if self.weights.activity > 0:
+            self.activity = Activity(self._features(cells))
         for _ in range(self.warmup_epochs):
             for minibatch in cells.shuffled(self.minibatch_size, self.cpu_rng):
                 minibatch = self.prepare(minibatch)
@@ -325,7 +371,7 @@ class BatchRemoval(ConditionalGAN):
 
     def _renew(self, name: str, cells: Cells) -> None:
         """Replace one feature adversary by a new one, fitted to the features as they are now."""
-        features = self._features(cells)
+        features = standardised(self._features(cells))
         condition = F.one_hot(cells.cell_type, self.design.n_cell_types).to(features.dtype)
         network = self.adversaries[name]
         for attempt in range(3):
@@ -346,6 +392,18 @@ class BatchRemoval(ConditionalGAN):
             self.events.append(f"{self.name}: a new adversary did not learn and was started again")
         network.load_state_dict(fresh.state_dict())
         self.classifier_optimizers[name] = Adam(network.parameters(), self.adversary_learning_rate)
+
+    def state(self) -> dict[str, Any]:
+        return {
+            "alignment": None if self.alignment is None else self.alignment.state(),
+            "activity": None if self.activity is None else self.activity.state(),
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        if self.alignment is not None:
+            self.alignment.restore(state["alignment"], self.device)
+        if state["activity"] is not None:
+            self.activity = Activity.restored(state["activity"], self.device)
 
     def soften(self) -> None:
         super().soften()

@@ -94,12 +94,16 @@ class ImageStack:
 
 @dataclass(frozen=True)
 class Minibatch:
-    """Some cells on the device: brightfield `source`, `target` image, codes of the batch and of the cell type."""
+    """Some cells on the device: brightfield `source`, `target` image, codes of the batch and of the cell type.
+
+    `twin` is a second view of the same cells' brightfield, where training has use for one.
+    """
 
     source: Tensor
     target: Tensor
     batch: Tensor
     cell_type: Tensor
+    twin: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.source)

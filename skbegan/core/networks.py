@@ -167,13 +167,22 @@ class Generator(nn.Module):
             + [shapes[f"head.{level}.0.weight"][0] for level in range(n_head)],
         }
 
-    def encode(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """Return the features (n, n_features), after ReLU, and the maps that the decoder takes over."""
+    def encode(self, x: Tensor, leak: float = 0.0) -> tuple[Tensor, list[Tensor]]:
+        """Return the features (n, n_features), after ReLU, and the maps that the decoder takes over.
+
+        `leak` is a slope for negative inputs of that ReLU in the gradient alone, so that features that are shut off for
+        all cells can come back; the features themselves do not depend on it.
+        """
         skips = []
         for level in self.encoder:
             x = level(x)
             skips.append(x)
-        return F.relu(self.bottleneck(x)).flatten(1), skips
+        x = self.bottleneck(x).flatten(1)
+        features = F.relu(x)
+        if leak:
+            below = leak * x.clamp(max=0)
+            features = features + (below - below.detach())
+        return features, skips
 
     def decode(
         self, features: Tensor, skips: Sequence[Tensor], source: Tensor, rng: torch.Generator | None = None
@@ -187,9 +196,9 @@ class Generator(nn.Module):
             x = level(x)
         return self.to_image(x)
 
-    def forward(self, source: Tensor, rng: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
+    def forward(self, source: Tensor, rng: torch.Generator | None = None, leak: float = 0.0) -> tuple[Tensor, Tensor]:
         """Return ``(image, features)``. Dropout acts only when `rng`, the source of its masks, is given."""
-        features, skips = self.encode(source)
+        features, skips = self.encode(source, leak)
         return self.decode(features, skips, source, rng), features
 
 

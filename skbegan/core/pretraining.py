@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -38,6 +39,7 @@ class ConditionalGAN:
     """
 
     name: str
+    leak = 0.0  # of the bottleneck's ReLU, in the gradient alone
 
     def __init__(
         self,
@@ -71,7 +73,7 @@ class ConditionalGAN:
     def generate(self, source: Tensor, rng: torch.Generator | None) -> tuple[Tensor, Tensor]:
         """Return image and features in full precision; dropout acts when `rng` is given."""
         with autocast(source.device, self.dtype):
-            image, features = self.generator(source, rng)
+            image, features = self.generator(source, rng, self.leak)
         return image.to(source.dtype), features.to(source.dtype)
 
     def judge(self, source: Tensor, image: Tensor) -> Tensor:
@@ -103,6 +105,13 @@ class ConditionalGAN:
 
     def begin_epoch(self, epoch: int, cells: Cells) -> None:
         """Nothing is due by default."""
+
+    def state(self) -> dict[str, Any]:
+        """Return what a resumed run needs besides networks, optimizers and random generators."""
+        return {}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Take up what :meth:`state` returned."""
 
     def soften(self) -> None:
         self.learning_rate /= 2

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from skbegan.core.batch_removal import BatchRemoval, Design, RemovalWeights, fool_targets
+from skbegan.core.batch_transfer import BatchTransfer
 from skbegan.core.data import Cells, ImageStack, Minibatch, Scaling, augment
 from skbegan.core.device import new_rng, place, resolve_device, resolve_precision
 from skbegan.core.inference import estimate_population_statistics
@@ -227,12 +228,26 @@ def remove_batch(
     discriminator = place(build(Discriminator, base_width=width, rng=new_rng(0), **channels), where, dtype)
     from_numpy(discriminator, start.discriminator)
     order = new_rng(seeds["order"])
-    prepare = _augmentation(settings["augment"], order)
+    online = settings["adversary"] == "online"
+    if online:
+        transfer = BatchTransfer(cells, n_batches, n_cell_types, settings["batch_transfer"], order)
+        turn = _augmentation(settings["augment"], order)
+
+        def prepare(part: Minibatch) -> Minibatch:
+            first = turn(transfer(part))
+            return replace(first, twin=turn(transfer(part)).source) if settings["invariance_weight"] > 0 else first
+
+    else:
+        prepare = _augmentation(settings["augment"], order)
     targets = fool_targets(cells.batch, cells.cell_type, n_batches, n_cell_types, settings["batch_target"], reference)
-    names = ("adversarial", "image", "cell_type", "cell_type_image", "batch", "batch_image")
+    names = ["adversarial", "image", "cell_type", "cell_type_image", "batch", "batch_image"]
+    weights = {name: settings[f"{name}_weight"] for name in names}
+    if online:
+        weights |= {name: settings[f"{name}_weight"] for name in ("invariance", "activity")}
+        weights["alignment"] = settings["alignment"] * settings["batch_weight"]
     common: dict[str, Any] = {
         "design": Design(n_batches, n_cell_types, targets),
-        "weights": RemovalWeights(**{name: settings[f"{name}_weight"] for name in names}),
+        "weights": RemovalWeights(**weights),
         "base_width": width,
         "learning_rate": settings["removal_learning_rate"],
         "discriminator_learning_rate": settings["discriminator_learning_rate"],
@@ -245,7 +260,7 @@ def remove_batch(
     }
     networks = generator, discriminator
     stage: BatchRemoval | PublishedRemoval
-    if settings["adversary"] == "published":
+    if not online:
         stage = PublishedRemoval(
             *networks,
             adversary_learning_rate=settings["adversary_learning_rate"],

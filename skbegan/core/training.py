@@ -51,6 +51,12 @@ class Stage(Protocol):
     def merit(self, losses: Mapping[str, float], progress: float) -> float:
         """Return the figure whose smallest value marks the best generator; infinite where none may be chosen."""
 
+    def state(self) -> dict[str, Any]:
+        """Return what a resumed run needs besides networks, optimizers and random generators."""
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Take up what :meth:`state` returned."""
+
     def soften(self) -> None:
         """Forget the optimizers' momenta and halve the learning rates, after a loss was not finite."""
 
@@ -293,6 +299,7 @@ def _capture(
         "optimizers": {name: optimizer.state_dict() for name, optimizer in stage.optimizers.items()},
         "rngs": {name: source.get_state() for name, source in {"order": rng, **stage.rngs}.items()},
         "events": list(stage.events),
+        "state": stage.state(),
         "history": history,
         "best": best,
         "best_merit": best_merit,
@@ -308,3 +315,4 @@ def _restore(stage: Stage, state: dict[str, Any], rng: torch.Generator) -> None:
     for name, source in {"order": rng, **stage.rngs}.items():
         source.set_state(state["rngs"][name])
     stage.events[:] = state["events"]
+    stage.restore(state["state"])
