@@ -101,7 +101,7 @@ def main() -> None:
 
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as cache:
         # With `memory`, stage 1 is computed once and shared by all models with the same stage-1 parameters and data.
-        settings = {**EPOCHS, "base_width": 12, "n_features": 96, "memory": cache, "random_state": SEED, "verbose": 1}
+        settings = {**EPOCHS, "base_width": 8, "n_features": 64, "memory": cache, "random_state": SEED, "verbose": 1}
 
         print("Stage 1")
         stage_1 = BeGANTransformer(**settings | {"removal_epochs": 0})
@@ -136,9 +136,8 @@ def main() -> None:
     CellImagesDisplay.from_estimator(
         began, new.bf, new.qpi, new.clean_qpi, cells=shown, labels=new.batch
     ).figure_.savefig(out / "cells.png", dpi=110)
-    compare_features(
-        {"stage 1": stage_1.transform(new.bf), "batch removed": began.transform(new.bf)}, new.batch, new.cell_type
-    ).figure_.savefig(out / "features.png", dpi=110)
+    features = {"stage 1": stage_1.transform(new.bf), "batch removed": began.transform(new.bf)}
+    compare_features(features, new.batch, new.cell_type, standardize=True).figure_.savefig(out / "features.png", dpi=110)
     plt.close("all")
     print(f"Wrote {out / 'model.safetensors'}, {out / 'cells.png'} and {out / 'features.png'}")
     print(f"{time.perf_counter() - start:.0f} s in all")

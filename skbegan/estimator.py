@@ -88,10 +88,11 @@ class BeGANTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEs
         Weight of the discriminator's verdict in stage 2.
     cell_type_weight, cell_type_image_weight : float, default=1.0
         Weights of the cross-entropy of the cell type, read from the features and from the predicted image.
-    batch_weight : float, default=2.0
-        Weight of the fool loss of each adversary that reads the batch from the features: the knob that trades batch
-        removal against all else.
-    batch_image_weight : float, default=2.0
+    batch_weight : float, default=1.0
+        Weight of the losses that remove the batch from the features: the knob that trades batch removal against all
+        else. It multiplies the fool loss of the feature adversaries (their mean; with ``adversary="published"`` their
+        sum) and the alignment.
+    batch_image_weight : float, default=4.0
         Weight of the fool loss of the adversary that reads the batch from the predicted image.
     image_weight : float, default=30.0
         Weight of the mean absolute image error in stage 2.
@@ -108,17 +109,21 @@ class BeGANTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEs
         Feature adversaries; for ``"published"`` the number of feature subsets.
     adversary_steps : int, default=1
         Updates of the feature adversaries per step of the generator (``"online"``). More make the game unstable.
-    alignment : float, default=5.0
+    alignment : float, default=0.6
         Weight, relative to `batch_weight`, of the distance between the batches of a cell type in feature space
         (``"online"``).
     batch_transfer : float, default=0.8
-        Share of the training cells of stage 2 that are shown with the look of another batch in which their type was
-        imaged: mean image and power spectrum exchanged (``"online"``).
+        Share of the cells in stage 2 given the look of a batch that is drawn from those in which their type was imaged,
+        by exchanging mean image and power spectrum (``"online"``). Targets get it to be learned from, so that the
+        prediction cannot depend on the batch; brightfields get it as a second view, see `invariance_weight`.
     invariance_weight : float, default=5.0
-        Weight of the disagreement between the profiles of a cell in two looks and orientations (``"online"``).
+        Weight of the disagreement between the profile of a cell as it is and as seen in another look and orientation
+        (``"online"``).
     activity_weight : float, default=2.0
         Weight of the loss that keeps features from dying out: removing the batch is easiest with few features
         (``"online"``).
+    decorrelation_weight : float, default=2.0
+        Weight of the redundancy of the features, the mean squared correlation of pairs of them (``"online"``).
     warmup_epochs : int, default=4
         Epochs in which the classifiers are trained and the generator is not, at the start of stage 2 (``"online"``).
     ramp : float, default=0.3
@@ -227,18 +232,19 @@ class BeGANTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEs
         adversarial_weight: float = 0.1,
         cell_type_weight: float = 1.0,
         cell_type_image_weight: float = 1.0,
-        batch_weight: float = 2.0,
-        batch_image_weight: float = 2.0,
+        batch_weight: float = 1.0,
+        batch_image_weight: float = 4.0,
         image_weight: float = 30.0,
         batch_target: str = "conditional",
         reference_batch: Any = None,
         adversary: str = "online",
         n_adversaries: int = 2,
         adversary_steps: int = 1,
-        alignment: float = 5.0,
+        alignment: float = 0.6,
         batch_transfer: float = 0.8,
         invariance_weight: float = 5.0,
         activity_weight: float = 2.0,
+        decorrelation_weight: float = 2.0,
         warmup_epochs: int = 4,
         ramp: float = 0.3,
         decay: float = 0.5,
@@ -282,6 +288,7 @@ class BeGANTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEs
         self.batch_transfer = batch_transfer
         self.invariance_weight = invariance_weight
         self.activity_weight = activity_weight
+        self.decorrelation_weight = decorrelation_weight
         self.warmup_epochs = warmup_epochs
         self.ramp = ramp
         self.decay = decay

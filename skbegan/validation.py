@@ -378,6 +378,7 @@ _WEIGHTS = (
     "alignment",
     "invariance_weight",
     "activity_weight",
+    "decorrelation_weight",
 )
 _RATES = (
     "learning_rate",

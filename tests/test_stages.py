@@ -19,7 +19,9 @@ from skbegan.core.published_removal import FeatureSubsets, PublishedRemoval
 from skbegan.core.training import Checkpoint, frozen, snapshot, train, untracked
 
 CPU = torch.device("cpu")
-WEIGHTS = RemovalWeights(1.0, 30.0, 1.0, 1.0, batch=2.0, batch_image=2.0, alignment=5.0, invariance=1.0, activity=2.0)
+WEIGHTS = RemovalWeights(
+    1.0, 30.0, 1.0, 1.0, batch=2.0, batch_image=2.0, alignment=5.0, invariance=1.0, activity=2.0, decorrelation=1.0
+)
 
 
 def make_cells(n: int = 32, side: int = 16, seed: int = 0) -> Cells:

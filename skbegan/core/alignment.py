@@ -99,6 +99,27 @@ def disagreement(features: Tensor, others: Tensor) -> Tensor:
     return ((features - others).square().mean(0) / (spread + floor)).mean()
 
 
+def standardised(features: Tensor) -> Tensor:
+    """Return features with mean 0 and spread 1 over the minibatch, as a probe would scale them.
+
+    A batch signal cannot hide from the classifiers by being small.
+    """
+    spread = features.var(0, correction=0)
+    return (features - features.mean(0)) / (spread + 1e-3 * spread.detach().mean() + 1e-8).sqrt()
+
+
+def redundancy(features: Tensor) -> Tensor:
+    """Return the mean squared correlation of pairs of features.
+
+    When all features say the same few things, their small differences are where the batch hides: too faint for the
+    alignment and the adversaries, readable for a probe.
+    """
+    scaled = standardised(features)
+    correlation = scaled.T @ scaled / len(scaled)
+    n = len(correlation)
+    return (correlation.square().sum() - correlation.diagonal().square().sum()) / max(1, n * (n - 1))
+
+
 class Activity:
     """Keeps the features alive: a loss where their mean or spread falls below half of what stage 1 left.
 

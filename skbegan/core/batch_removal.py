@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from skbegan.core.alignment import Activity, BatchAlignment, disagreement
+from skbegan.core.alignment import Activity, BatchAlignment, disagreement, redundancy, standardised
 from skbegan.core.classifiers import fit_classifier
 from skbegan.core.data import Cells, Minibatch
 from skbegan.core.device import Adam, autocast, new_rng, place
@@ -60,15 +60,6 @@ def fool_targets(
     return torch.where(totals > 0, counts / totals.clamp(min=1), marginal)
 
 
-def standardised(features: Tensor) -> Tensor:
-    """Return features with mean 0 and spread 1 over the minibatch, as a probe would scale them.
-
-    A batch signal cannot hide from the classifiers by being small.
-    """
-    spread = features.var(0, correction=0)
-    return (features - features.mean(0)) / (spread + 1e-3 * spread.detach().mean() + 1e-8).sqrt()
-
-
 def active_share(features: Tensor) -> Tensor:
     """Share of features whose spread over the cells is at least 1 % of the largest one's."""
     spread = features.float().std(0, correction=0)
@@ -88,6 +79,7 @@ class RemovalWeights:
     alignment: float = 0.0
     invariance: float = 0.0
     activity: float = 0.0
+    decorrelation: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -200,7 +192,8 @@ class BatchRemoval(ConditionalGAN):
             adversaries["batch_adversary_image"] = build(
                 ImageClassifier, generator.side, n_batches, n_conditions=n_types, rng=self.cpu_rng, **image_shape
             )
-        self.alignment = BatchAlignment(n_batches, n_types) if weights.alignment > 0 else None
+        memory = max(1024, 4 * self.n_features)  # enough cells for a covariance of the features
+        self.alignment = BatchAlignment(n_batches, n_types, memory) if weights.alignment > 0 else None
         self.activity: Activity | None = None
         self.helpers = {name: place(network, self.device, dtype) for name, network in helpers.items()}
         self.adversaries = {name: place(network, self.device, dtype) for name, network in adversaries.items()}
@@ -285,8 +278,10 @@ class BatchRemoval(ConditionalGAN):
             # The divergence from the target: zero means that the adversary can say no more than the cell type does.
             logits = self._read(name, network, image, features, cells.cell_type)
             loss = F.kl_div(F.log_softmax(logits, 1), target, reduction="batchmean")
-            name = "batch_image" if name.endswith("image") else "batch"
-            losses[name] = losses[name] + loss if name in losses else loss
+            if name.endswith("image"):
+                losses["batch_image"] = loss
+            else:
+                losses["batch"] = losses.get("batch", 0.0) + loss / len(self._feature_adversaries())
         return losses
 
     def profile_losses(self, cells: Minibatch, features: Tensor) -> dict[str, Tensor]:
@@ -298,6 +293,8 @@ class BatchRemoval(ConditionalGAN):
             with autocast(cells.twin.device, self.dtype):
                 others = self.generator.encode(cells.twin, self.leak)[0].to(features.dtype)
             losses["batch_disagreement"] = disagreement(features, others)
+        if self.weights.decorrelation > 0:
+            losses["redundancy"] = redundancy(features)
         if self.activity is not None:
             losses["activity"] = self.activity.loss(features)
         return losses
@@ -314,6 +311,7 @@ class BatchRemoval(ConditionalGAN):
             "batch_separation": ramp * weights.alignment,
             "batch_disagreement": weights.invariance,
             "activity": weights.activity,
+            "redundancy": weights.decorrelation,
         }
         return torch.stack([weight * losses[name] for name, weight in scale.items() if name in losses]).sum()
 

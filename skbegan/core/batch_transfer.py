@@ -8,8 +8,6 @@ own structure is in the phases, which stay. Statistics are taken within one cell
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -87,19 +85,20 @@ class BatchTransfer:
         source, target = (_Look(mean, power / size) for mean, power in zip(means, powers, strict=True))
         return source, target
 
-    def __call__(self, cells: Minibatch) -> Minibatch:
-        """Return the cells with new looks; `batch` is then the batch that the brightfield looks like.
+    def source(self, cells: Minibatch) -> Tensor:
+        """Return the brightfield of the cells with new looks."""
+        return self._restyle(0, cells.source, cells)
 
-        Brightfield and target are given looks independently: the best prediction of the target is then the same
-        whatever the batch of the brightfield.
+    def target(self, cells: Minibatch) -> Tensor:
+        """Return the target of the cells with new looks.
+
+        The best prediction of such targets is the same whatever the batch of the brightfield.
         """
-        if self._looks is None:
-            return cells
-        source, batch = self._restyle(self._looks[0], cells.source, cells)
-        target, _ = self._restyle(self._looks[1], cells.target, cells)
-        return replace(cells, source=source, target=target, batch=batch)
+        return self._restyle(1, cells.target, cells)
 
-    def _restyle(self, look: _Look, images: Tensor, cells: Minibatch) -> tuple[Tensor, Tensor]:
+    def _restyle(self, which: int, images: Tensor, cells: Minibatch) -> Tensor:
+        if self._looks is None:
+            return images
         chance, draw = torch.rand(2, len(cells), generator=self.rng).to(images.device, non_blocking=True)
         drawn = (draw[:, None] >= self._cumulative[cells.cell_type]).sum(1).clamp(max=self.n_batches - 1)
         batch = torch.where(chance < self.share, drawn, cells.batch)
@@ -107,5 +106,4 @@ class BatchTransfer:
         before, after = self._row[first + cells.batch], self._row[first + batch]
         unknown = (before < 0) | (after < 0)
         before = before.clamp(min=0)
-        moved = look.transfer(images, before, torch.where(unknown, before, after))
-        return moved, torch.where(unknown, cells.batch, batch)
+        return self._looks[which].transfer(images, before, torch.where(unknown, before, after))

@@ -234,8 +234,10 @@ def remove_batch(
         turn = _augmentation(settings["augment"], order)
 
         def prepare(part: Minibatch) -> Minibatch:
-            first = turn(transfer(part))
-            return replace(first, twin=turn(transfer(part)).source) if settings["invariance_weight"] > 0 else first
+            seen = turn(replace(part, target=transfer.target(part)))
+            if settings["invariance_weight"] == 0:
+                return seen
+            return replace(seen, twin=turn(replace(part, source=transfer.source(part))).source)
 
     else:
         prepare = _augmentation(settings["augment"], order)
@@ -243,7 +245,7 @@ def remove_batch(
     names = ["adversarial", "image", "cell_type", "cell_type_image", "batch", "batch_image"]
     weights = {name: settings[f"{name}_weight"] for name in names}
     if online:
-        weights |= {name: settings[f"{name}_weight"] for name in ("invariance", "activity")}
+        weights |= {name: settings[f"{name}_weight"] for name in ("invariance", "activity", "decorrelation")}
         weights["alignment"] = settings["alignment"] * settings["batch_weight"]
     common: dict[str, Any] = {
         "design": Design(n_batches, n_cell_types, targets),
