@@ -137,7 +137,9 @@ def main() -> None:
         began, new.bf, new.qpi, new.clean_qpi, cells=shown, labels=new.batch
     ).figure_.savefig(out / "cells.png", dpi=110)
     features = {"stage 1": stage_1.transform(new.bf), "batch removed": began.transform(new.bf)}
-    compare_features(features, new.batch, new.cell_type, standardize=True).figure_.savefig(out / "features.png", dpi=110)
+    compare_features(features, new.batch, new.cell_type, standardize=True).figure_.savefig(
+        out / "features.png", dpi=110
+    )
     plt.close("all")
     print(f"Wrote {out / 'model.safetensors'}, {out / 'cells.png'} and {out / 'features.png'}")
     print(f"{time.perf_counter() - start:.0f} s in all")

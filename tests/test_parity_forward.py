@@ -217,7 +217,7 @@ def test_parity_estimator_equals_keras_predict(io, threads):
     threads(1)
     compare(est, "f32, one thread", "f32", 1e-5)
     threads(2)
-    compare(est, "f32, two threads, which add in another order", "f32", 1e-4)
+    compare(est, "f32, two threads", "f32", 1e-5)
     est.set_params(precision="float64")
     compare(est, "f64, returned as f32", "f64", 2e-7)
 
