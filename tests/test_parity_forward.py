@@ -360,7 +360,9 @@ def test_parity_freshly_written_file(tmp_path, name, form):
     check(f"fresh file ({form}) of {name}, image f64 returned as f32", est.predict_image(x), expected, 2e-7)
     check(f"fresh file ({form}) of {name}, features f64 returned as f32", est.transform(x), features, 2e-7)
     est.set_params(precision="float32")
-    check(f"fresh file ({form}) of {name}, image f32", est.predict_image(x), expected, 1e-5)
+    # Keras' order of summation has its own rounding, which grows with the pixels of a minibatch.
+    bound = 1e-5 if side <= 128 else 4e-5
+    check(f"fresh file ({form}) of {name}, image f32", est.predict_image(x), expected, bound)
 
 
 @torch.no_grad()
