@@ -75,7 +75,7 @@ class BatchAlignment:
             covariance = within.T @ within / len(within)
             ridge = self.shrinkage * covariance.diagonal().mean() + 1e-8
             covariance.diagonal().add_(ridge)
-            root = torch.linalg.cholesky(covariance)
+            root = torch.linalg.cholesky_ex(covariance).L  # without the check, which would wait for the device
             counted = counts >= MIN_CELLS
             per_type = (-1, self.n_batches, 1)
             weights = counted.view(per_type).to(features.dtype)
