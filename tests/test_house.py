@@ -87,7 +87,7 @@ def test_importing_the_package_loads_neither_torch_nor_scikit_learn():
 
 def test_no_file_has_two_jobs():
     # A longer file needs a reason; the estimator's is its docstring and parameter list.
-    limits = {"estimator": 720, "plotting": 680}
+    limits = {"estimator": 720}
     for path in ROOT.rglob("*.py"):
         lines = len(path.read_text(encoding="utf-8").splitlines())
         assert lines <= limits.get(path.stem, 620), f"{path.name} has {lines} lines"
@@ -100,5 +100,5 @@ def test_every_public_name_answers():
 
     for name in ("make_cell_images", "load_cell_images", "save_predictions", "resize_images"):
         assert callable(getattr(datasets, name))
-    for name in ("batch_leakage", "cross_batch_accuracy"):
+    for name in ("batch_leakage", "cross_batch_accuracy", "audit"):
         assert callable(getattr(metrics, name))

@@ -145,9 +145,9 @@ def test_legends_do_not_overlap(n_labels):
 
 
 def test_labels_beyond_the_palette_differ_by_marker():
-    from skbegan.plotting import _style
+    from skbegan.plotting._common import style
 
-    styles = {tuple(_style(k).values()) for k in range(60)}
+    styles = {tuple(style(k).values()) for k in range(60)}
     assert len(styles) == 60
 
 

@@ -1,26 +1,43 @@
 """How much batch is left, how much biology is kept, how true the images are: numpy in, number out."""
 
+from skbegan.metrics.accuracy import cell_type_accuracy, cross_batch_accuracy, cross_batch_gap
+from skbegan.metrics.activity import active_features
+from skbegan.metrics.auditing import audit
 from skbegan.metrics.images import image_error
-from skbegan.metrics.probes import batch_leakage, batch_removal_score, cell_type_accuracy, cross_batch_accuracy
+from skbegan.metrics.integration import integration_scores
+from skbegan.metrics.leakage import batch_leakage, image_leakage
+from skbegan.metrics.report import Audit, Measure
 from skbegan.metrics.scorers import (
     FeatureScorer,
     batch_removal_scorer,
     cell_type_scorer,
+    cross_batch_gap_scorer,
     cross_batch_scorer,
     image_error_scorer,
+    image_leakage_scorer,
     leakage_scorer,
 )
+from skbegan.metrics.tuning import batch_removal_score
 
 __all__ = [
+    "Audit",
     "FeatureScorer",
+    "Measure",
+    "active_features",
+    "audit",
     "batch_leakage",
     "batch_removal_score",
     "batch_removal_scorer",
     "cell_type_accuracy",
     "cell_type_scorer",
     "cross_batch_accuracy",
+    "cross_batch_gap",
+    "cross_batch_gap_scorer",
     "cross_batch_scorer",
     "image_error",
     "image_error_scorer",
+    "image_leakage",
+    "image_leakage_scorer",
+    "integration_scores",
     "leakage_scorer",
 ]

@@ -9,7 +9,7 @@ from numpy.typing import ArrayLike
 from scipy.ndimage import gaussian_filter
 from sklearn.utils import Bunch
 
-from skbegan.metrics.probes import Array, check_labels
+from skbegan.metrics._checks import Array, check_labels
 
 _CHUNK_PIXELS = 2**21  # image_error works on this many pixels at a time (16 MiB per float64 temporary)
 
@@ -55,7 +55,8 @@ def image_error(
         (2004): Gaussian 11 x 11 window of sigma 1.5, K1 = 0.01, K2 = 0.03, where the window fits into the image; mean
         over channels. ``pearson``: correlation over the pixels of an image, in [-1, 1]; images that are constant have
         none and are left out (NaN if that leaves none). ``data_range``, ``n_cells``, ``per_image`` (name -> array of
-        shape (n_cells,)) and, if asked for, ``per_batch`` and ``per_type`` (label -> Bunch of the means and n_cells).
+        shape (n_cells,)), ``stderr`` (name -> standard error of the mean over images) and, if asked for, ``per_batch``
+        and ``per_type`` (label -> Bunch of the means and n_cells).
 
     Raises
     ------
@@ -107,7 +108,11 @@ def image_error(
         pearson = float(defined.mean()) if len(defined) else float("nan")
         return Bunch(**{k: float(v[rows].mean()) for k, v in each.items() if k != "pearson"}, pearson=pearson)
 
-    result = Bunch(**means(slice(None)), data_range=data_range, n_cells=len(y), per_image=each)
+    stderr = {}
+    for name, values in each.items():
+        values = values[np.isfinite(values)]
+        stderr[name] = float(values.std() / np.sqrt(len(values))) if len(values) else float("nan")
+    result = Bunch(**means(slice(None)), data_range=data_range, n_cells=len(y), per_image=each, stderr=stderr)
     for name, (values, codes) in groups.items():
         result[name] = {v: Bunch(**means(codes == k), n_cells=int((codes == k).sum())) for k, v in enumerate(values)}
     return result

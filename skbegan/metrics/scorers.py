@@ -3,36 +3,29 @@
 from __future__ import annotations
 
 import copy
-import hashlib
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
-from sklearn.pipeline import Pipeline
 from sklearn.utils.metadata_routing import MetadataRequest
 
+from skbegan.metrics._checks import Array, check_labels, digest
+from skbegan.metrics._estimators import features_of, images_of
+from skbegan.metrics.accuracy import cell_type_accuracy, cross_batch_accuracy, cross_batch_gap
 from skbegan.metrics.images import image_error
-from skbegan.metrics.probes import (
-    Array,
-    batch_leakage,
-    batch_removal_score,
-    cell_type_accuracy,
-    check_labels,
-    cross_batch_accuracy,
-)
+from skbegan.metrics.leakage import batch_leakage, image_leakage
+from skbegan.metrics.tuning import batch_removal_score
 
-
-def _digest(image: Array) -> bytes:
-    return hashlib.blake2b(np.ascontiguousarray(image).tobytes(), digest_size=16).digest()
-
-
-_METRICS: dict[str, tuple[Callable[..., Any], int]] = {
-    "leakage": (batch_leakage, -1),
-    "cross_batch": (cross_batch_accuracy, 1),
-    "cell_type": (cell_type_accuracy, 1),
-    "batch_removal": (batch_removal_score, 1),
-    "image_error": (image_error, -1),
+# name: function, sign, whether it looks at predicted images instead of features
+_METRICS: dict[str, tuple[Callable[..., Any], int, bool]] = {
+    "leakage": (batch_leakage, -1, False),
+    "image_leakage": (image_leakage, -1, True),
+    "cross_batch": (cross_batch_accuracy, 1, False),
+    "cross_batch_gap": (cross_batch_gap, -1, False),
+    "cell_type": (cell_type_accuracy, 1, False),
+    "batch_removal": (batch_removal_score, 1, False),
+    "image_error": (image_error, -1, True),
 }
 
 
@@ -40,12 +33,14 @@ class FeatureScorer:
     """A scorer ``(estimator, X, y=None, *, batch, cell_type, y_qpi) -> float`` for searches; larger is better.
 
     It asks a fitted transformer (or the part of a ``Pipeline`` before its classifier) for the features of the test
-    cells and measures them with fresh probes. The metric ``"image_error"`` asks ``predict_image`` and gives the MAE.
+    cells and measures them with fresh probes. The metrics ``"image_leakage"`` and ``"image_error"`` ask for
+    ``predict_image``; the latter gives the MAE.
 
     Parameters
     ----------
-    metric : {"leakage", "cross_batch", "cell_type", "batch_removal", "image_error"}
-        Leakage and image error are returned **negated**, as scikit-learn's ``neg_`` scorers are.
+    metric : {"batch_removal", "leakage", "image_leakage", "cross_batch", "cross_batch_gap", "cell_type", "image_error"}
+        Leakage, gap and image error are returned **negated**, as scikit-learn's ``neg_`` scorers are. To tune by one
+        figure take ``"batch_removal"``, see :func:`batch_removal_score`.
     **params
         Passed to the metric function, e.g. ``probe="mlp"``.
 
@@ -68,11 +63,10 @@ class FeatureScorer:
             raise ValueError(f"metric must be one of {sorted(_METRICS)}, got {metric!r}.")
         self.metric = metric
         self.params = params
-        images = metric == "image_error"
         self._requests: dict[str, Any] = {
-            "batch": metric in ("leakage", "cross_batch", "batch_removal"),
-            "cell_type": not images,
-            "y_qpi": images,
+            "batch": metric not in ("cell_type", "image_error"),
+            "cell_type": metric != "image_error",
+            "y_qpi": metric == "image_error",
         }
         self._known: dict[bytes, tuple[Any, Any]] | None = None
 
@@ -87,7 +81,7 @@ class FeatureScorer:
         known: dict[bytes, tuple[Any, Any]] = {}
         for i, image in enumerate(images):
             labels = (batches[b[i]], None if types is None or t is None else types[t[i]])
-            if known.setdefault(_digest(image), labels) != labels:
+            if known.setdefault(digest(image), labels) != labels:
                 raise ValueError(f"Image {i} of X equals an earlier one that has other labels, so content cannot tell.")
         scorer = copy.copy(self)
         scorer._requests, scorer._known = dict(self._requests), known
@@ -118,20 +112,15 @@ class FeatureScorer:
         cell_type: ArrayLike | None = None,
         y_qpi: ArrayLike | None = None,
     ) -> float:
-        function, sign = _METRICS[self.metric]
+        function, sign, from_images = _METRICS[self.metric]
         labels = None if y is None or np.ndim(np.asarray(y)) != 1 else y
         if self.metric == "image_error":
             target = y_qpi if y_qpi is not None else (y if labels is None else None)
             if target is None:
                 raise ValueError("The image-error scorer needs target images: as y, or as y_qpi with metadata routing.")
-            steps = [step for _, step in estimator.steps] if isinstance(estimator, Pipeline) else [estimator]
-            for step in steps:
-                if hasattr(step, "predict_image"):
-                    return float(sign * function(step.predict_image(X), target, **self.params).mae)
-                X = step.transform(X) if hasattr(step, "transform") else X
-            raise TypeError(f"{type(estimator).__name__} has no predict_image.")
+            return float(sign * function(self._images(estimator, X), target, **self.params).mae)
         if self._known is not None and (batch is None or (cell_type is None and labels is None)):
-            found = [self._known.get(_digest(image)) for image in np.asarray(X)]
+            found = [self._known.get(digest(image)) for image in np.asarray(X)]
             if None in found:
                 raise ValueError(
                     "with_labels was given other images than these. Give it the array passed to the search."
@@ -151,16 +140,22 @@ class FeatureScorer:
             cell_type = labels
         if cell_type is None:
             raise ValueError("The scorer was not given cell types: pass them as y (1-D) or as cell_type.")
-        if not hasattr(estimator, "transform") and isinstance(estimator, Pipeline) and len(estimator) > 1:
-            estimator = estimator[:-1]
-        if not hasattr(estimator, "transform"):
-            raise TypeError(f"{type(estimator).__name__} has no transform, so there are no features to score.")
         where = {"batch": batch, "cell_type": cell_type} if needs_batch else {"cell_type": cell_type}
-        return float(sign * function(np.asarray(estimator.transform(X)), **where, **self.params))
+        read = self._images(estimator, X) if from_images else features_of(estimator, X)
+        return float(sign * function(read, **where, **self.params))
+
+    @staticmethod
+    def _images(estimator: Any, X: ArrayLike) -> Array:
+        images = images_of(estimator, X)
+        if images is None:
+            raise TypeError(f"{type(estimator).__name__} has no predict_image.")
+        return images
 
 
 leakage_scorer = FeatureScorer("leakage")
+image_leakage_scorer = FeatureScorer("image_leakage")
 cross_batch_scorer = FeatureScorer("cross_batch")
+cross_batch_gap_scorer = FeatureScorer("cross_batch_gap")
 cell_type_scorer = FeatureScorer("cell_type")
 batch_removal_scorer = FeatureScorer("batch_removal")
 image_error_scorer = FeatureScorer("image_error")

@@ -1,0 +1,87 @@
+"""Ways in for every metric: features, images, labels, masks, seeds; each bad input gets one clear message."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any, TypeAlias
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+Array: TypeAlias = NDArray[Any]
+RandomState: TypeAlias = int | np.random.Generator | np.random.RandomState | None
+
+
+def check_features(features: ArrayLike) -> Array:
+    """Return (n_cells, n_features) finite float64."""
+    array = np.asarray(features)
+    if array.ndim != 2 or 0 in array.shape:
+        raise ValueError(
+            f"features must be 2-D (n_cells, n_features) and not empty, got shape {array.shape}. "
+            "Flatten images first, X.reshape(len(X), -1), or use image_leakage."
+        )
+    if array.dtype.kind not in "biufO":
+        raise ValueError(f"features must be real numbers, got dtype {array.dtype}.")
+    array = array.astype(np.float64, copy=False)
+    if not np.isfinite(array).all():
+        raise ValueError("features holds NaN or infinity. Drop or repair these cells before an audit.")
+    return array
+
+
+def check_pixels(images: ArrayLike, name: str) -> Array:
+    """Return images as rows of pixels, (n_cells, n_pixels) finite float32, or float64 where that came in."""
+    array = np.asarray(images)
+    if array.ndim not in (3, 4) or 0 in array.shape:
+        raise ValueError(f"{name} must be images of shape (n, H, W) or (n, H, W, C), got {array.shape}.")
+    if array.dtype.kind not in "biuf":
+        raise ValueError(f"{name} must hold real numbers, got dtype {array.dtype}.")
+    wide = array.dtype == np.float64 or (array.dtype.kind in "iu" and array.dtype.itemsize > 2)
+    array = array.reshape(len(array), -1).astype(np.float64 if wide else np.float32, copy=False)
+    if not np.isfinite(array).all():
+        raise ValueError(f"{name} holds NaN or infinity. Drop or repair these cells before an audit.")
+    return array
+
+
+def check_labels(labels: ArrayLike, name: str, n_cells: int) -> tuple[Array, Array]:
+    """Return the sorted distinct labels and each cell's code."""
+    array = np.asarray(labels, dtype=object)
+    if array.shape != (n_cells,):
+        raise ValueError(f"{name} must be 1-D with one label per cell: expected shape ({n_cells},), got {array.shape}.")
+    if any(v is None or type(v).__name__ in ("NAType", "NaTType") or v != v for v in array):
+        raise ValueError(f"{name} has missing labels (None or NaN).")
+    try:
+        values, codes = np.unique(array, return_inverse=True)
+    except TypeError as error:
+        raise ValueError(f"{name} mixes labels of different kinds, e.g. numbers and strings.") from error
+    return values, codes.astype(np.intp)
+
+
+def check_mask(mask: ArrayLike | None, n_cells: int) -> Array | None:
+    """Return ``probe_train``, True for the cells that train the probes, or None."""
+    if mask is None:
+        return None
+    array = np.asarray(mask)
+    if array.dtype != np.bool_ or array.shape != (n_cells,):
+        raise ValueError(f"probe_train must be bool of shape ({n_cells},), got {array.dtype} of shape {array.shape}.")
+    if array.all() or not array.any():
+        raise ValueError("probe_train must leave cells on both sides: True trains the probe, False is scored.")
+    return array
+
+
+def check_count(value: int, name: str, minimum: int) -> int:
+    """Return an integer of at least ``minimum``."""
+    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < minimum:
+        raise ValueError(f"{name} must be an integer of at least {minimum}, got {value!r}.")
+    return int(value)
+
+
+def make_generator(random_state: RandomState) -> np.random.Generator:
+    """Our own stream, so that numpy's global seed is neither read nor moved."""
+    if isinstance(random_state, np.random.RandomState):
+        return np.random.default_rng(int(random_state.randint(2**31 - 1)))
+    return np.random.default_rng(random_state)
+
+
+def digest(image: ArrayLike) -> bytes:
+    """Return a fingerprint of one image's content."""
+    return hashlib.blake2b(np.ascontiguousarray(image).tobytes(), digest_size=16).digest()

@@ -1,0 +1,225 @@
+"""Maps of features, coloured by batch and by cell type."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy.sparse.linalg import svds
+
+from skbegan.plotting._common import COLOURS, FONT, SMALL, check_labels, new_figure, style
+
+
+class FeatureMapDisplay:
+    """A 2-D map (PCA) of the features, coloured by batch and by cell type: mixed on the left, apart on the right.
+
+    Parameters
+    ----------
+    maps : mapping of str to ndarray of shape (n_cells, 2)
+        One or more maps of the same cells by title, each a column of two panels.
+    batch, cell_type : array-like of shape (n_cells,)
+    explained : mapping of str to (float, float), default=None
+        Share of the variance along each axis of each map.
+
+    Attributes
+    ----------
+    figure_ : matplotlib Figure
+    axes_ : ndarray of matplotlib Axes
+        Of shape (2,) for one map: by batch, by cell type; of shape (2, n_maps) for several.
+    """
+
+    def __init__(
+        self,
+        maps: Mapping[str, NDArray[Any]],
+        batch: ArrayLike,
+        cell_type: ArrayLike,
+        *,
+        explained: Mapping[str, tuple[float, float]] | None = None,
+    ) -> None:
+        self.maps = maps
+        self.batch = batch
+        self.cell_type = cell_type
+        self.explained = explained
+
+    @classmethod
+    def from_features(
+        cls,
+        features: ArrayLike | Mapping[str, ArrayLike],
+        batch: ArrayLike,
+        cell_type: ArrayLike,
+        *,
+        title: str = "",
+        standardize: bool = False,
+        figure: Any = None,
+        **plot_params: Any,
+    ) -> FeatureMapDisplay:
+        """Map the features to two principal components and draw them.
+
+        Parameters
+        ----------
+        features : array-like of shape (n_cells, n_features), or mapping of title to such arrays
+            Several sets of features of the same cells make a grid, a column for each set.
+        batch, cell_type : array-like of shape (n_cells,)
+        title : str, default=""
+        standardize : bool, default=False
+            Scale every feature to unit variance before.
+        figure : matplotlib Figure or SubFigure, default=None
+        **plot_params
+            Passed to :meth:`plot`.
+
+        Returns
+        -------
+        display : FeatureMapDisplay
+        """
+        named = dict(features) if isinstance(features, Mapping) else {title: features}
+        if not named:
+            raise ValueError("There are no features to draw.")
+        maps, explained = {}, {}
+        for name, values in named.items():
+            maps[str(name)], explained[str(name)] = _pca(values, name, standardize)
+        return cls(maps, batch, cell_type, explained=explained).plot(figure=figure, **plot_params)
+
+    @classmethod
+    def from_estimator(
+        cls, estimator: Any, X_bf: ArrayLike, batch: ArrayLike, cell_type: ArrayLike, **params: Any
+    ) -> FeatureMapDisplay:
+        """Draw the features that ``estimator.transform(X_bf)`` gives; parameters as in :meth:`from_features`."""
+        return cls.from_features(np.asarray(estimator.transform(X_bf)), batch, cell_type, **params)
+
+    def plot(self, *, figure: Any = None, point_size: float | None = None, max_legend: int = 24) -> FeatureMapDisplay:
+        """Draw the panels.
+
+        Parameters
+        ----------
+        figure : matplotlib Figure or SubFigure, default=None
+        point_size : float, default=None
+            Area of a point in points squared; None chooses by the number of cells.
+        max_legend : int, default=24
+            Labels named in a legend; what is left out is counted in its last line.
+
+        Returns
+        -------
+        self : FeatureMapDisplay
+        """
+        n = len(next(iter(self.maps.values())))
+        rows = [
+            ("batch", check_labels(self.batch, n, "batch")),
+            ("cell type", check_labels(self.cell_type, n, "cell_type")),
+        ]
+        for name, points in self.maps.items():
+            if np.shape(points) != (n, 2):
+                raise ValueError(f"Map {name!r} must have shape ({n}, 2), got {np.shape(points)}.")
+        area = float(np.clip(9000 / n, 4, 36)) if point_size is None else point_size
+        single = len(self.maps) == 1
+        shape = (1, 2) if single else (2, len(self.maps))
+        figure = new_figure(figure, (10.0, 4.0) if single else (3.4 * shape[1] + 1.8, 6.6))
+        axes = figure.subplots(*shape, squeeze=False)
+        for row, (what, labels) in enumerate(rows):
+            if labels is None:
+                raise ValueError(f"The {what} of each cell is needed to colour the map.")
+            try:
+                distinct, codes = np.unique(labels, return_inverse=True)
+            except TypeError:  # labels of different kinds
+                distinct, codes = np.unique(labels.astype(str), return_inverse=True)
+            order = np.random.default_rng(0).permutation(n)  # no label lies on top of the others
+            for column, (name, points) in enumerate(self.maps.items()):
+                axis = axes[0, row] if single else axes[row, column]
+                self._scatter(axis, points[order], codes[order], area)
+                self._decorate(axis, name)
+                if single:
+                    axis.set_title(f"{name}, by {what}" if name else f"by {what}", fontsize=FONT)
+                elif row == 0:
+                    axis.set_title(name, fontsize=FONT)
+            last = axes[0, row] if single else axes[row, -1]
+            self._legend(last, what, [str(v) for v in distinct], max_legend)
+        self.figure_, self.axes_ = figure, axes[0] if single else axes
+        return self
+
+    @staticmethod
+    def _scatter(axis: Any, points: NDArray[Any], codes: NDArray[np.intp], area: float) -> None:
+        colours = np.array(COLOURS)[codes % len(COLOURS)]
+        for turn in range(int(codes.max()) // len(COLOURS) + 1):
+            these = codes // len(COLOURS) == turn
+            marker = style(turn * len(COLOURS))["marker"]
+            axis.scatter(
+                *points[these].T, s=area, c=colours[these], marker=marker, alpha=0.75, linewidths=0, rasterized=True
+            )
+
+    def _decorate(self, axis: Any, name: str) -> None:
+        shares = (self.explained or {}).get(name)
+        for k, set_label in enumerate((axis.set_xlabel, axis.set_ylabel)):
+            set_label(f"PC {k + 1}" + (f" ({shares[k]:.0%})" if shares else ""), fontsize=SMALL)
+        axis.set(xticks=[], yticks=[])
+        axis.spines[["top", "right"]].set_visible(False)
+        axis.margins(0.04)
+
+    @staticmethod
+    def _legend(axis: Any, what: str, names: list[str], max_legend: int) -> None:
+        from matplotlib.lines import Line2D
+
+        handles = [Line2D([], [], linestyle="", markersize=6, label=v, **style(k)) for k, v in enumerate(names)]
+        if len(names) > max_legend:
+            handles = handles[: max_legend - 1]
+            handles.append(Line2D([], [], linestyle="", label=f"and {len(names) - max_legend + 1} more"))
+        axis.legend(
+            handles=handles,
+            title=what,
+            fontsize=SMALL,
+            title_fontsize=SMALL,
+            loc="upper left",
+            bbox_to_anchor=(1.0, 1.02),
+            frameon=False,
+            ncols=1 + (len(handles) - 1) // 12,
+            handletextpad=0.1,
+            columnspacing=0.8,
+            alignment="left",
+        )
+
+
+def compare_features(
+    features: Mapping[str, ArrayLike], batch: ArrayLike, cell_type: ArrayLike, **params: Any
+) -> FeatureMapDisplay:
+    """Draw several sets of features of the same cells side by side, e.g. before and after batch removal.
+
+    Parameters
+    ----------
+    features : mapping of str to array-like of shape (n_cells, n_features)
+        Column titles and features, e.g. ``{"stage 1": before, "after": after}``.
+    batch, cell_type : array-like of shape (n_cells,)
+    **params
+        As in :meth:`FeatureMapDisplay.from_features`.
+
+    Returns
+    -------
+    display : FeatureMapDisplay
+        A grid of two rows, by batch and by cell type.
+    """
+    if not isinstance(features, Mapping):
+        raise TypeError('features must be a mapping of titles to arrays, e.g. {"stage 1": before, "after": after}.')
+    return FeatureMapDisplay.from_features(features, batch, cell_type, **params)
+
+
+def _pca(features: ArrayLike, name: str, standardize: bool) -> tuple[NDArray[Any], tuple[float, float]]:
+    array = np.asarray(features, dtype=np.float64)
+    if array.ndim != 2 or 0 in array.shape:
+        raise ValueError(f"features {name!r} must be 2-D (n_cells, n_features), got shape {array.shape}.")
+    if not np.isfinite(array).all():
+        raise ValueError(f"features {name!r} holds NaN or infinity.")
+    array = array - array.mean(axis=0)
+    if standardize:
+        std = array.std(axis=0)
+        array = array / np.where(std > 1e-5 * std.max(initial=0), std, np.inf)
+    if min(array.shape) > 2 and array.any():
+        start = np.random.default_rng(0).normal(size=min(array.shape))
+        left, values, _ = svds(array, k=2, v0=start)  # Lanczos: quick for wide features too
+        left, values = np.nan_to_num(left[:, ::-1]), values[::-1]
+    else:
+        left, values, _ = np.linalg.svd(array, full_matrices=False)
+    left = left * np.where(left[np.abs(left).argmax(axis=0), np.arange(left.shape[1])] < 0, -1, 1)  # fix the free sign
+    points, share = np.zeros((len(array), 2)), np.zeros(2)
+    k = min(2, len(values))
+    points[:, :k] = left[:, :k] * values[:k]
+    share[:k] = values[:k] ** 2 / max((array**2).sum(), np.finfo(float).tiny)
+    return points, (float(share[0]), float(share[1]))
