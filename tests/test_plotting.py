@@ -3,6 +3,7 @@
 import subprocess
 import sys
 import types
+from itertools import pairwise
 
 import matplotlib
 
@@ -12,7 +13,8 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 
-from skbegan.plotting import CellImagesDisplay, FeatureMapDisplay, HistoryDisplay, compare_features
+from skbegan.metrics import Audit, Measure
+from skbegan.plotting import AuditDisplay, CellImagesDisplay, FeatureMapDisplay, HistoryDisplay, compare_features
 
 
 @pytest.fixture(autouse=True)
@@ -227,6 +229,111 @@ def test_history_with_few_or_strange_losses():
         HistoryDisplay.from_estimator(FakeBeGAN(), stages=["stage 3"])
 
 
+# -------------------------------------------------------------------------------------------------------- audit
+def made_audit(*, images=True, n_batches=3, shift=0.0):
+    """An audit without the work."""
+    measures = {}
+    for prefix, section in (("", "features"), ("image_", "predicted images"))[: 2 if images else 1]:
+        for k, probe in enumerate(("linear", "mlp", "knn")):
+            value = 0.6 + 0.1 * k + shift
+            measures[f"{prefix}leakage_{probe}"] = Measure("leak", section, value, 0.02, 0.0, "lower", 1.0, -0.01, 50)
+        for k, key in enumerate(("cell_type_accuracy", "cross_batch_accuracy")):
+            measures[prefix + key] = Measure("type", section, 0.8 - 0.1 * k - shift, None, 0.25, "higher", 0.4, 0.9, 50)
+    per_batch = {f"2024-05-{k:02d}": {"cross_batch_accuracy": 0.5, "chance": 0.25} for k in range(n_batches)}
+    per_type = {f"type {k}": {"leakage_linear": 0.6 + shift} for k in range(4)}
+    if images:
+        for prefix in ("", "truth_"):
+            for key in ("mae", "ssim", "pearson"):
+                raw = 0.3 if prefix else None
+                measures[prefix + key] = Measure(key, "image error", 0.2 + shift, 0.01, None, "lower", raw, None, 50)
+        for row in per_batch.values():
+            row.update({"mae": 0.3, "truth_mae": 0.1})
+    return Audit("an audit", [], measures, per_batch, per_type, {})
+
+
+def dots(axis):
+    """Return the positions of the filled dots of the audits, from top to bottom."""
+    return [tuple(line.get_xydata()[0]) for line in axis.lines if line.get_marker() == "o"]
+
+
+def test_audit():
+    shown = AuditDisplay.from_audit(made_audit(), units="rad")
+    assert list(shown.axes_) == [
+        "leakage",
+        "cell_type",
+        "image_error",
+        "image_likeness",
+        "leakage_per_type",
+        "cross_batch_per_batch",
+        "error_per_batch",
+    ]
+    leakage = shown.axes_["leakage"]
+    names = [label.get_text() for label in leakage.get_yticklabels()]
+    assert names == ["features", "linear probe", "MLP", "15-NN", "predicted images", "linear probe", "MLP", "15-NN"]
+    assert dots(leakage) == [
+        (pytest.approx(x), y) for x, y in zip([0.6, 0.7, 0.8] * 2, [1, 2, 3, 5, 6, 7], strict=True)
+    ]
+    assert leakage.get_ylim()[0] > leakage.get_ylim()[1]  # the first row on top
+    assert shown.axes_["image_error"].get_xlabel() == "MAE (rad)"
+    assert shown.axes_["error_per_batch"].get_xlabel() == "MAE to truth (rad)"
+    assert [t.get_text() for t in shown.legend_.get_texts()] == ["model", "raw images", "batch-free truth", "chance"]
+    # a dashed tick at the chance level in each row, the references beside the dots
+    ticks = [line for line in shown.axes_["cell_type"].lines if line.get_linestyle() == "--"]
+    assert [line.get_xdata()[0] for line in ticks] == [0.25] * 4
+    marks = np.concatenate([c.get_offsets() for c in leakage.collections if len(c.get_offsets()) == 1])
+    assert {(1.0, 1.0), (-0.01, 1.0)} <= {tuple(mark) for mark in marks.tolist()}
+    no_overlap(shown.figure_, *shown.axes_.values(), shown.legend_)
+
+
+def test_audits_side_by_side():
+    shown = AuditDisplay.from_audit({"before": made_audit(shift=0.2), "after": made_audit()}, details=False)
+    assert set(shown.axes_) == {"leakage", "cell_type", "image_error", "image_likeness"}
+    (x0, y0), (x1, y1) = dots(shown.axes_["leakage"])[:2]
+    assert (x0, x1) == (pytest.approx(0.8), pytest.approx(0.6))
+    assert 0.5 < y0 < 1 < y1 < 1.5  # the same row, one over the other
+    assert [t.get_text() for t in shown.legend_.get_texts()][:2] == ["before", "after"]
+    # what only one of them has is drawn for that one
+    mixed = AuditDisplay.from_audit({"with images": made_audit(), "without": made_audit(images=False)})
+    assert len(dots(mixed.axes_["image_error"])) == 2
+    assert len(dots(mixed.axes_["leakage"])) == 9
+
+
+def test_audit_without_images_and_with_many_batches():
+    shown = AuditDisplay.from_audit(made_audit(images=False, n_batches=25))
+    assert list(shown.axes_) == ["leakage", "cell_type", "leakage_per_type", "cross_batch_per_batch"]
+    shown.figure_.canvas.draw()
+    labels = [label.get_window_extent() for label in shown.axes_["cross_batch_per_batch"].get_yticklabels()]
+    assert len(labels) == 25
+    assert all(not upper.overlaps(lower) for upper, lower in pairwise(labels))
+    no_overlap(shown.figure_, *shown.axes_.values(), shown.legend_)
+
+
+def test_audit_draws_into_a_subfigure_and_off_scale_values():
+    figure = plt.figure(figsize=(22, 9), layout="constrained")
+    left, _ = figure.subfigures(1, 2)
+    below_zero = made_audit(shift=-0.9)  # leakage of -0.3, which an overfitted probe can give
+    shown = AuditDisplay.from_audit(below_zero, figure=left)
+    assert shown.figure_ is left
+    assert shown.axes_["leakage"].get_xlim()[0] < -0.3
+    figure.canvas.draw()
+
+
+def test_audit_from_estimator(images):
+    cell_type, batch = np.arange(20) % 2, np.arange(20) // 2 % 2
+    shown = AuditDisplay.from_estimator(
+        FakeBeGAN(), images, images, batch, cell_type, probes=["knn"], n_splits=2, n_repeats=1, n_components=3
+    )
+    assert shown.audits["model"]["mae"].n_cells == 20
+    assert dots(shown.axes_["leakage"])[0][0] == shown.audits["model"]["leakage_knn"].value
+    assert shown.axes_["cell_type"].get_xlabel() == "accuracy, 15-NN"
+    with pytest.raises(TypeError, match=r"what skbegan\.metrics\.audit returns"):
+        AuditDisplay.from_audit({"a": 1})
+    with pytest.raises(ValueError, match="One to 10 audits"):
+        AuditDisplay.from_audit({})
+    with pytest.raises(ValueError, match="no measure that can be drawn"):
+        AuditDisplay.from_audit(Audit("empty", [], {}, {}, {}, {}))
+
+
 # ------------------------------------------------------------------------------------------------- dependencies
 def test_without_matplotlib(monkeypatch, images):
     for name in [m for m in sys.modules if m.split(".")[0] == "matplotlib"]:
@@ -237,6 +344,7 @@ def test_without_matplotlib(monkeypatch, images):
         lambda: CellImagesDisplay.from_predictions(images, images),
         lambda: FeatureMapDisplay.from_features(images.reshape(20, -1), np.zeros(20), np.zeros(20)),
         lambda: HistoryDisplay.from_estimator(FakeBeGAN()),
+        lambda: AuditDisplay.from_audit(made_audit()),
     ):
         with pytest.raises(ImportError, match=r'pip install "skbegan\[plots\]"'):
             draw()

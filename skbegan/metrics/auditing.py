@@ -141,8 +141,8 @@ def audit(
 
     Notes
     -----
-    Most of the time goes into the probes, in proportion to the cells: about 20 s on one core for 1000 cells with all
-    defaults and ``truth``. A few thousand cells tell a lab what it needs to know.
+    Most of the time goes into the probes, in proportion to the cells: about half a minute on one core for 1000 cells
+    with all defaults and ``truth``. A few thousand cells tell a lab what it needs to know.
 
     Examples
     --------
@@ -160,6 +160,11 @@ def audit(
     bf = np.asarray(X_bf)
     if bf.ndim < 2 or 0 in bf.shape:
         raise ValueError(f"X_bf must hold one image per cell, got shape {bf.shape}.")
+    for name, labels in (("batch", batch), ("cell_type", cell_type)):
+        if labels is None:
+            raise ValueError(
+                f"An audit needs the {name} of each cell; if there is one only, give it that label for all."
+            )
     design = Design.of(batch, cell_type, probe_train, len(bf))
     scored = np.ones(len(bf), bool) if design.train is None else ~design.train
     known = [probe for probe in probes if probe in _PROBES] if not isinstance(probes, str) else []

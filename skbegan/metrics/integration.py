@@ -14,7 +14,7 @@ from sklearn.neighbors import NearestNeighbors
 from sklearn.utils import Bunch
 
 from skbegan.metrics._checks import Array, RandomState, check_count, check_features, make_generator
-from skbegan.metrics.probes import MIN_CELLS, MIX, Design, NothingToMeasure, enough, prepare, spread
+from skbegan.metrics.probes import MIN_CELLS, MIN_STD_TO_MEAN, MIX, Design, NothingToMeasure, enough, prepare, spread
 
 _PERPLEXITY = 30.0  # of LISI, over three times as many neighbours, as in Korsunsky et al.
 _GRAPH_NEIGHBORS = 15  # of the graph whose connectivity is measured
@@ -97,8 +97,7 @@ def integration_scores(
     limit = len(X) if max_cells is None else check_count(max_cells, "max_cells", 2 * MIN_CELLS)
     if len(design.types) < 2:
         raise NothingToMeasure("The integration scores need at least two cell types.")
-    if standardize:
-        X = prepare(X, X, None, 0).train
+    X = prepare(X, X, None, 0).train if standardize else _centred(X)
     rng = make_generator(random_state)
     limit = min(limit, len(X) if n_repeats == 1 else max(2 * MIN_CELLS, int(0.8 * len(X))))
     # In random order also where all cells are taken: among equal distances the first neighbours win.
@@ -122,6 +121,13 @@ def integration_scores(
             }
     result.n_cells, result.skipped = limit, found[0]["skipped"]
     return result
+
+
+def _centred(X: Array) -> Array:
+    """Return deviations from the mean, without what is only rounding noise."""
+    mean, std = X.mean(axis=0), X.std(axis=0)
+    lively = std > MIN_STD_TO_MEAN * np.abs(mean)
+    return X[:, lively] - mean[lively] if lively.any() else np.zeros((len(X), 1))
 
 
 def _scores(X: Array, design: Design, cells: Array, rng: np.random.Generator) -> dict[str, Any]:

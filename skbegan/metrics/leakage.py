@@ -142,9 +142,9 @@ def image_leakage(
     batch, cell_type, probe, n_splits, n_repeats, probe_train, random_state, return_details
         As in :func:`batch_leakage`.
     n_components : int, default=50
-        Principal components (fewer where a probe has fewer training cells). They are scaled to unit variance, for the
-        nearest neighbours only where that tells more of the training cells. More components can hold finer traces,
-        such as noise, and need more cells to learn from.
+        Principal components (fewer where a probe has fewer training cells). More can hold finer traces of the batch
+        and need more cells to learn from. They are given to the probe either standardised or as they vary, whichever
+        tells clearly more of its training cells, each left out in turn.
 
     Returns
     -------
@@ -159,7 +159,9 @@ def image_leakage(
     Notes
     -----
     Standardised components give a faint trace of the batch the same weight as the cell itself. This makes it a stern
-    test: the linear and the MLP probe can read the batch from images in which nobody can see it.
+    test: the linear and the MLP probe can read the batch from images in which nobody can see it. Where the batch is
+    what differs most, as in raw images, standardised noise would hide it from the nearest neighbours, and from any
+    probe with few cells: hence the choice.
     """
     X = check_pixels(images, "images")
     design = Design.of(batch, cell_type, probe_train, len(X))

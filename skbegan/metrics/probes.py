@@ -85,22 +85,22 @@ class Prepared(NamedTuple):
 
 def prepare(train: Array, test: Array, n_components: int | None, seed: int) -> Prepared:
     """Drop dead features, reduce to principal components if asked for, standardise; all learned from ``train``."""
-    if n_components is not None:
-        lively = train.std(axis=0) > MIN_STD_TO_MEAN * np.abs(train.mean(axis=0))
-        if lively.any():
-            train, test = train[:, lively], test[:, lively]
-            # n cells span n - 1 directions; one more would be rounding noise
-            k = min(n_components, len(train) - 1, train.shape[1])
-            pca = PCA(k, random_state=seed).fit(train)
-            train, test = pca.transform(train).astype(np.float64), pca.transform(test).astype(np.float64)
+    mean, std = train.mean(axis=0), train.std(axis=0)
+    lively = std > MIN_STD_TO_MEAN * np.abs(mean)
+    if n_components is None:
+        lively &= std > _MIN_RELATIVE_STD * std.max()
+    if not lively.any():  # nothing to read, and a constant says so
+        return Prepared(np.zeros((len(train), 1)), np.zeros((len(test), 1)))
+    train, test, mean, std = train[:, lively], test[:, lively], mean[lively], std[lively]
+    if n_components is None:
+        return Prepared((train - mean) / std, (test - mean) / std)
+    # n cells span n - 1 directions; one more would be rounding noise
+    pca = PCA(min(n_components, len(train) - 1, train.shape[1]), random_state=seed).fit(train)
+    train, test = pca.transform(train).astype(np.float64), pca.transform(test).astype(np.float64)
     mean, std = train.mean(axis=0), train.std(axis=0)
     keep = std > _MIN_RELATIVE_STD * std.max()
-    if n_components is None:
-        keep &= std > MIN_STD_TO_MEAN * np.abs(mean)
-    if keep.any():
-        scale = None if n_components is None else std[keep] / std.max()
-        return Prepared((train[:, keep] - mean[keep]) / std[keep], (test[:, keep] - mean[keep]) / std[keep], scale)
-    return Prepared(np.zeros((len(train), 1)), np.zeros((len(test), 1)))  # nothing to read, and a constant says so
+    train, test = ((cells[:, keep] - mean[keep]) / std[keep] for cells in (train, test))
+    return Prepared(train, test, std[keep] / std.max())
 
 
 def fit_predict(probe: Probe, cells: Prepared, codes: Array, seed: int, *, uniform_prior: bool) -> Array:
@@ -110,10 +110,10 @@ def fit_predict(probe: Probe, cells: Prepared, codes: Array, seed: int, *, unifo
     class's share of the training cells), the rule that maximises balanced accuracy.
     """
     train, test = cells.train, cells.test
+    if isinstance(probe, str) and cells.scale is not None and _as_they_vary(probe, train, cells.scale, codes):
+        train, test = train * cells.scale, test * cells.scale
     if isinstance(probe, str) and probe == "mlp":
         train, test = train.astype(np.float32), test.astype(np.float32)  # twice as fast
-    elif isinstance(probe, str) and probe == "knn" and cells.scale is not None and _is_nearer(cells, codes):
-        train, test = train * cells.scale, test * cells.scale
     fresh = make_probe(probe, len(train), seed)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # the number of epochs is fixed on purpose
@@ -124,20 +124,34 @@ def fit_predict(probe: Probe, cells: Prepared, codes: Array, seed: int, *, unifo
     return np.asarray(fresh.classes_[np.argmax(fresh.predict_proba(test) / share, axis=1)])
 
 
-def _is_nearer(cells: Prepared, codes: Array) -> bool:
-    """Say whether neighbours tell the class better with the components as they vary than with standardised ones.
+def _as_they_vary(probe: str, train: Array, scale: Array, codes: Array) -> bool:
+    """Say whether principal components tell the class better as they vary than standardised.
 
-    Traces of the batch sit in large components of raw images and in small ones of corrected images, and either scale
-    hides the other. It is decided on the training cells, each named by its nearest others.
+    The batch sits in large components of raw images, where standardised noise hides it from probes with few cells to
+    learn from, and in small ones of corrected images. The training cells decide, each named by the others: by its
+    nearest neighbours, or by least squares, which is quick and stands in for the linear probe and the MLP.
     """
-    k = min(15, len(codes) - 1)
     share = np.bincount(codes) / len(codes)
+    share[share == 0] = 1.0
     right = []
-    for points in (cells.train * cells.scale, cells.train):
-        near = codes[NearestNeighbors(n_neighbors=k).fit(points).kneighbors(return_distance=False)]
-        votes = np.stack([(near == code).sum(axis=1) / max(part, 1e-12) for code, part in enumerate(share)], axis=1)
-        right.append(np.sum((votes.argmax(axis=1) == codes) / share[codes]))
-    return bool(right[0] > right[1])
+    for points in (train * scale, train):
+        votes = (_votes_of_neighbors if probe == "knn" else _votes_of_least_squares)(points, np.eye(len(share))[codes])
+        right.append(np.sum((np.argmax(votes / share, axis=1) == codes) / share[codes]))
+    return bool(right[0] > 1.05 * right[1])  # a small difference may be the stand-in's
+
+
+def _votes_of_neighbors(points: Array, classes: Array) -> Array:
+    """Return each cell's mean of the one-hot ``classes`` of its nearest others."""
+    near = NearestNeighbors(n_neighbors=min(15, len(points) - 1)).fit(points).kneighbors(return_distance=False)
+    return np.asarray(classes[near].mean(axis=1))
+
+
+def _votes_of_least_squares(points: Array, classes: Array) -> Array:
+    """Return each cell's one-hot ``classes`` as predicted by ridge regression on all others (in closed form)."""
+    points = np.c_[points, np.ones(len(points))]
+    solved = np.linalg.solve(points.T @ points + np.eye(points.shape[1]), points.T)
+    leverage = np.einsum("ij,ji->i", points, solved)
+    return np.asarray(classes - (classes - points @ (solved @ classes)) / np.maximum(1 - leverage, 1e-9)[:, None])
 
 
 def splits(codes: Array, train: Array | None, n_splits: int, seed: int) -> Iterator[tuple[Array, Array]]:
