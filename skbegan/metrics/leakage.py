@@ -67,7 +67,8 @@ def batch_leakage(
         Folds (fewer where a batch has fewer cells), and repeats with other folds and seeds, over which the score is
         averaged.
     n_components : int, default=None
-        Reduce the features to so many principal components before, fitted on the cells that the probe is trained on.
+        Reduce the features to so many principal components before, fitted on the cells that the probe is trained on;
+        for images, see :func:`image_leakage`.
     probe_train : array-like of bool of shape (n_cells,), default=None
         If given, probes are trained on the True cells and scored on the False ones, with no cross-fitting: pass the
         model's training cells as True to audit cells that neither model nor probe has seen.

@@ -318,7 +318,7 @@ def _draw(axis: Any, rows: list[_Row], xlabel: str, *, bounded: bool, leakage: b
                     zorder=3,
                     clip_on=False,
                 )
-                drawn.append(value + (error or 0))
+                drawn += [value - (error or 0), value + (error or 0)]
     low = min(0.0, *drawn)
     if bounded:
         axis.set_xlim(min(low - 0.02, -0.04 if leakage else 0.0), 1.04)
