@@ -230,8 +230,8 @@ SHOWN = {
     "brightfield": "brightfield",
     "measured": "measured",
     "stage1": "stage 1",
-    "background": "… no background",
-    "contrast": "… and contrast",
+    "background": "stage 1, no background",
+    "contrast": "… one contrast",
     "published": "published",
     "default": "default",
     "truth": "batch-free",
@@ -246,38 +246,45 @@ def draw(results: Mapping[str, Any], panels: Mapping[str, Mapping[str, Array]], 
     from matplotlib import pyplot as plt
 
     names = [data for data in TITLES if collect(results["runs"], data, "features")]
-    figure = plt.figure(figsize=(16.5, 5.3 * len(names) + 0.9), layout="constrained")
-    rows = figure.subfigures(len(names), 1, squeeze=False)[:, 0]
+    height, foot = 6.2, 1.25  # inches of a data set, and of the legend
+    total = height * len(names) + foot
+    figure = plt.figure(figsize=(17, total))
     handles: dict[str, Any] = {}
-    for row, data in zip(rows, names, strict=True):
-        left, right = row.subfigures(1, 2, width_ratios=(2.15, 1))
-        row.suptitle(TITLES[data], fontsize=13, fontweight="bold", x=0.01, ha="left")
-        handles |= _draw_leakage(left, collect(results["runs"], data, "features"))
+    for index, data in enumerate(names):
+        top, bottom = (1 - (height * place) / total for place in (index, index + 1))
+        inch = 1 / total
+        figure.text(0.01, top - 0.2 * inch, TITLES[data], fontsize=14, fontweight="bold", va="top")
+        left = figure.add_gridspec(
+            1, 3, left=0.04, right=0.59, wspace=0.06, top=top - 0.95 * inch, bottom=bottom + 0.6 * inch
+        )
+        handles |= _draw_leakage(figure, left, collect(results["runs"], data, "features"))
         if data in panels:
-            shown = next(run.get("cell_type_shown", "") for run in results["runs"] if run["data"] == data)
-            _draw_cells(right, panels[data], shown)
-    labels = {name: METHODS[name].replace("stage 1 + ", "+ ") for name in METHODS if name in handles}
-    labels |= {"background": "pixels, background removed", "contrast": "pixels, background and contrast"}
-    known = [name for name in labels if name in handles]
+            side = (height - 0.95 - 0.25) / len([name for name in SHOWN if name in panels[data]])  # inches, squares
+            right = {"left": 0.69, "right": 0.69 + len(panels[data]["batch"]) * side / 17}
+            right |= {"top": top - 0.95 * inch, "bottom": bottom + 0.25 * inch}
+            shown = next(run["cell_type_shown"] for run in results["runs"] if run["data"] == data and "features" in run)
+            _draw_cells(figure, right, panels[data], shown, collect(results["runs"], data, "images"))
+    labels = {name: label.replace("the same,", "pixels,") for name, label in METHODS.items() if name in handles}
     figure.legend(
-        [handles[name] for name in known],
-        [labels[name] for name in known],
-        loc="outside lower center",
+        [handles[name] for name in labels],
+        list(labels.values()),
+        loc="lower left",
+        bbox_to_anchor=(0.03, 0.0),
         ncols=5,
         frameon=False,
-        fontsize=9,
+        fontsize=10,
     )
-    figure.savefig(path, dpi=110)
+    figure.savefig(path, dpi=100)
     plt.close(figure)
 
 
-def _draw_leakage(figure: Any, figures: Figures) -> dict[str, Any]:
+def _draw_leakage(figure: Any, grid: Any, figures: Figures) -> dict[str, Any]:
     """Draw the three scatter plots; return a handle of each method for the legend."""
     handles = {}
-    axes = figure.subplots(1, 3, sharey=True)
+    axes = grid.subplots(sharey=True)
     probes = {"linear": "linear probe", "mlp": "small network", "15nn": "15 nearest neighbours"}
     for axis, (probe, title) in zip(axes, probes.items(), strict=True):
-        axis.axvline(0, color="0.8", lw=1, zorder=0)
+        axis.axvline(0, color="0.75", lw=1, zorder=0)
         for method, (colour, marker) in STYLES.items():
             if method not in figures:
                 continue
@@ -290,40 +297,43 @@ def _draw_leakage(figure: Any, figures: Figures) -> dict[str, Any]:
                 **errors,
                 fmt=marker,
                 color=colour,
-                ms=(15 if marker == "*" else 10) if big else 7.5,
-                mec="white" if marker != "*" else "black",
+                ms=(17 if marker == "*" else 11) if big else 8,
+                mec="black" if marker == "*" else "white",
                 mew=0.8,
                 elinewidth=1.2,
-                alpha=0.95,
                 zorder=4 if big else 3,
             )
-        axis.set_title(title, fontsize=10)
-        axis.set_xlim(-0.18, 1.1)
+        axis.set_title(title, fontsize=11)
+        axis.set(xlim=(-0.2, 1.1), xticks=[0, 0.25, 0.5, 0.75, 1])
         axis.spines[["top", "right"]].set_visible(False)
-        axis.grid(color="0.93", zorder=0)
+        axis.grid(color="0.93")
         axis.set_axisbelow(True)
-    axes[0].set_ylabel("cell type on a batch that the probe never saw")
+    axes[0].set_ylabel("cell type on a batch that the probe never saw", fontsize=11)
     axes[0].set_ylim(0, 1)
-    axes[0].annotate("best", (-0.16, 0.97), fontsize=9, color="0.45", va="top")
-    axes[1].set_xlabel("batch leakage within a cell type (0 chance, 1 fully readable)")
+    axes[0].text(-0.17, 0.98, "↖ better", fontsize=10, color="0.4", va="top")
+    axes[1].set_xlabel("batch leakage within a cell type (0 chance, 1 fully readable)", fontsize=11)
     return handles
 
 
-def _draw_cells(figure: Any, panel: Mapping[str, Array], shown: str) -> None:
-    """Draw a few cells of one type in three batches, one row per method."""
+def _draw_cells(figure: Any, place: dict[str, float], panel: Mapping[str, Array], shown: str, images: Figures) -> None:
+    """Draw a few cells of one type in three batches, one row per method, with its image error."""
     names = [name for name in SHOWN if name in panel]
     batches = panel["batch"]
-    axes = figure.subplots(len(names), len(batches), squeeze=False, gridspec_kw={"wspace": 0.03, "hspace": 0.03})
+    axes = figure.add_gridspec(len(names), len(batches), wspace=0.04, hspace=0.04, **place).subplots(squeeze=False)
     low, high = np.percentile(panel["truth"], [1, 99.7])
     margin = 0.15 * (high - low)
     for row, name in zip(axes, names, strict=True):
         for axis, image in zip(row, panel[name], strict=True):
             limits = {} if name == "brightfield" else {"vmin": low - margin, "vmax": high + margin}
-            axis.imshow(image, cmap="gray" if name == "brightfield" else "viridis", **limits)
+            axis.imshow(image, cmap="gray" if name == "brightfield" else "viridis", aspect="auto", **limits)
             axis.set(xticks=[], yticks=[])
             axis.spines[:].set_visible(False)
-        row[0].set_ylabel(SHOWN[name], rotation=0, ha="right", va="center", fontsize=9)
+        row[0].set_ylabel(SHOWN[name], rotation=0, ha="right", va="center", fontsize=10)
+        note = "MAE to\nbatch-free" if name == "brightfield" else spread(images[name]["mae"], 3) if name in images else ""
+        row[-1].text(1.06, 0.5, note, transform=row[-1].transAxes, va="center", fontsize=9)
     for axis, batch, before in zip(axes[0], batches, ["", *batches], strict=False):
         if batch != before:
-            axis.set_title(str(batch), fontsize=9, loc="left")
-    figure.suptitle(f"audit cells of one type ({shown}), images on one scale", fontsize=10)
+            axis.set_title(str(batch), fontsize=10, loc="left")
+    middle = (place["left"] + place["right"]) / 2
+    title = f"audit cells of one type ({shown}), images on one scale"
+    figure.text(middle, place["top"], title + "\n\n", ha="center", va="bottom", fontsize=11)

@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.decomposition import PCA
 
-from skbegan.metrics import cross_batch_accuracy
+from skbegan.metrics import batch_removal_score
 
 Array = NDArray[Any]
 Pair = tuple[Array, Array]
@@ -125,7 +125,9 @@ def harmony(train: Array, train_batch: Array, train_type: Array, new: Array, new
     """Harmony (Korsunsky et al., Nat. Methods 16, 1289 (2019)): soft clusters, in each of which batches are mixed.
 
     It has no transform for new cells, so it gets all cells at once: it has seen the new cells when the probes score
-    them. On principal components, as its authors use it, with their default settings.
+    them. On principal components, as its authors use it. Diversity penalty and cluster width are the ones, of their
+    defaults and larger values, with the best `batch_removal_score` among the training cells: batches that lie far
+    apart stay apart with the defaults.
     """
     harmonypy, pandas = load_library("harmonypy"), load_library("pandas")
     cells = np.concatenate(standardise(train, new))
@@ -133,13 +135,23 @@ def harmony(train: Array, train_batch: Array, train_type: Array, new: Array, new
     batches = pandas.DataFrame({"batch": np.concatenate([train_batch, new_batch])})
     options = {"verbose": False, "random_state": seed, "ncores": 1}
     known = inspect.signature(harmonypy.run_harmony).parameters
-    found = harmonypy.run_harmony(
-        components, batches, "batch", **{name: value for name, value in options.items() if name in known}
-    )
-    corrected = np.asarray(found.Z_corr, dtype=np.float64)
-    if corrected.shape[0] != len(cells):  # versions differ in which axis is the cells
-        corrected = corrected.T
-    return corrected[: len(train)], corrected[len(train) :]
+    options = {name: value for name, value in options.items() if name in known}
+
+    def corrected(theta: float, sigma: float) -> Pair:
+        found = harmonypy.run_harmony(components, batches, "batch", theta=theta, sigma=sigma, **options)
+        features = np.asarray(found.Z_corr, dtype=np.float64)
+        if len(features) != len(cells):  # versions differ in which axis is the cells
+            features = features.T
+        return features[: len(train)], features[len(train) :]
+
+    tried = [corrected(theta, sigma) for theta in (2.0, 8.0) for sigma in (0.1, 0.3)]
+    return _best(tried, train_batch, train_type, seed)
+
+
+def _best(tried: list[Pair], train_batch: Array, train_type: Array, seed: int) -> Pair:
+    """Return the correction with the best score, batch removed and type kept, among the training cells."""
+    scores = [batch_removal_score(pair[0], train_batch, train_type, random_state=seed) for pair in tried]
+    return tried[int(np.argmax(scores))]
 
 
 def sphering(train: Array, train_batch: Array, train_type: Array, new: Array, new_batch: Array, seed: int) -> Pair:
@@ -147,20 +159,18 @@ def sphering(train: Array, train_batch: Array, train_type: Array, new: Array, ne
 
     Directions in which cells of one kind vary are shrunk to unit variance. The field learns them from a control that is
     on every plate; here every cell type serves as a control: the covariance is that of the training cells around the
-    mean of their type. The regularisation is the one with the best cross-batch accuracy among the training cells.
+    mean of their type. The regularisation is the one with the best `batch_removal_score` among the training cells.
     """
     train, new = standardise(train, new)
     types = one_hot(train_type)
     residual = train - types @ (types.T @ train / types.sum(axis=0)[:, None])
     variance, axes = np.linalg.eigh(residual.T @ residual / len(residual))
     variance = variance.clip(min=0)
-    best, chosen = -1.0, np.eye(len(axes))
+    tried = []
     for regularisation in (1e-3, 1e-2, 1e-1, 1.0):
         matrix = (axes / np.sqrt(variance + regularisation * variance.mean())) @ axes.T
-        score = cross_batch_accuracy(train @ matrix, train_batch, train_type, random_state=seed)
-        if score > best:
-            best, chosen = score, matrix
-    return train @ chosen, new @ chosen
+        tried.append((train @ matrix, new @ matrix))
+    return _best(tried, train_batch, train_type, seed)
 
 
 def leace(train: Array, train_batch: Array, train_type: Array, new: Array, new_batch: Array, seed: int) -> Pair:
