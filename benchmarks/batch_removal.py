@@ -31,7 +31,14 @@ from rivals import RIVALS, is_installed, load_library
 
 DESIGN = {"image_size": 32, "n_train": 1680, "n_audit": 1260, "n_cell_types": 7, "n_batches": 7, "batches_per_type": 3}
 SIZES = {"base_width": 16, "n_features": 128, "pretrain_epochs": 20, "removal_epochs": 80}
-QUICK_DESIGN = {"image_size": 16, "n_train": 90, "n_audit": 60, "n_cell_types": 3, "n_batches": 3, "batches_per_type": 2}
+QUICK_DESIGN = {
+    "image_size": 16,
+    "n_train": 90,
+    "n_audit": 60,
+    "n_cell_types": 3,
+    "n_batches": 3,
+    "batches_per_type": 2,
+}
 QUICK_SIZES = {"base_width": 4, "n_features": 16, "pretrain_epochs": 1, "removal_epochs": 1}
 
 
@@ -46,7 +53,9 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
         metavar="N",
         help="simulated cells: of types, instruments, cells and model; real cells: of the model (default: 11 12 13)",
     )
-    parser.add_argument("--jurkat", type=Path, metavar="ROOT", help="tree of real cells with ROOT/batch_free_target.npz")
+    parser.add_argument(
+        "--jurkat", type=Path, metavar="ROOT", help="tree of real cells with ROOT/batch_free_target.npz"
+    )
     parser.add_argument("--no-simulated", action="store_true", help="only the real cells")
     parser.add_argument("--unseen", action="store_true", help="also leave a batch out of training (two fits per seed)")
     parser.add_argument("--methods", nargs="+", choices=list(METHODS), metavar="NAME", help=", ".join(METHODS))
@@ -187,7 +196,7 @@ def do(job: Job, key: str, methods: list[str], settings: dict[str, Any], out: Pa
     """Do a job and write its result, in whatever process."""
     result, panel = run_job(job, methods, settings)
     if panel:
-        np.savez_compressed(run_file(out, job, ".npz"), **panel)
+        np.savez_compressed(run_file(out, job, ".npz"), allow_pickle=False, **panel)
     write_json(run_file(out, job), {"key": key, "data": job.data, "seed": job.seed, **result})
 
 

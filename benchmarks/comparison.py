@@ -206,8 +206,8 @@ def probe(features: Pair, train: Cells, audit: Cells, seed: int) -> dict[str, fl
     joined = np.concatenate(features)
     batch = np.concatenate([train.batch, audit.batch])
     cell_type = np.concatenate([train.cell_type, audit.cell_type])
-    options = {"probe_train": np.arange(len(joined)) < len(train), "random_state": seed}
-    found = {"cell_type": cell_type_accuracy(joined, cell_type, **options)}
+    options: dict[str, Any] = {"probe_train": np.arange(len(joined)) < len(train), "random_state": seed}
+    found: dict[str, Any] = {"cell_type": cell_type_accuracy(joined, cell_type, **options)}
     for name, kind in PROBES.items():
         found[f"leakage_{name}"] = batch_leakage(joined, batch, cell_type, probe=kind, **options)
     found["cross_batch"] = cross_batch_accuracy(joined, batch, cell_type, **options)
@@ -218,9 +218,7 @@ def probe(features: Pair, train: Cells, audit: Cells, seed: int) -> dict[str, fl
 def judge_images(images: Pair, train: Cells, audit: Cells, seed: int) -> dict[str, float]:
     """Return how true images are to the batch-free ones, and what probes read from their principal components."""
     error = image_error(images[1], audit.truth)
-    return {"mae": error.mae, "pearson": error.pearson} | probe(
-        principal_components(*images, seed), train, audit, seed
-    )
+    return {"mae": error.mae, "pearson": error.pearson} | probe(principal_components(*images, seed), train, audit, seed)
 
 
 def active_share(features: Array) -> float:

@@ -42,9 +42,10 @@ UNSEEN_COLUMNS = {"cell_type": "cell type", "mae": "MAE", "pearson": "Pearson"}
 EXPLANATION = """\
 All figures are of audit cells that no model and no probe has learned from; mean ± standard deviation over seeds.
 cell type     Share of cells whose type a linear probe names. Higher is better.
-leak lin. ... How well a linear probe, a small network and 15 nearest neighbours read the batch within one cell type: 0 is
-              chance, 1 is every time. Lower is better; a few hundredths around 0 are noise. See the ceiling.
-cross-batch   Share of cells whose type a linear probe names that has never seen a cell of their batch. Higher is better.
+leak lin. ... How well a linear probe, a small network and 15 nearest neighbours read the batch within one cell type: 0
+              is chance, 1 is every time. Lower is better; a few hundredths around 0 are noise. See the ceiling.
+cross-batch   Share of cells whose type is named by a linear probe that has never seen a cell of their batch. Higher is
+              better.
 gap           Cell type minus cross-batch: what a probe loses on a batch that it has not seen.
 active        Share of features that vary (standard deviation above 1 % of the largest). Models only.
 MAE, Pearson  Distance from and correlation with the batch-free image. Leakage of images: of 50 principal components.
@@ -104,7 +105,9 @@ def as_text(rows: list[list[str]]) -> str:
     lines = []
     for row in rows:
         cells = [row[0].ljust(widths[0])]
-        cells += [cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True)] if row in full else row[1:]
+        cells += (
+            [cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True)] if row in full else row[1:]
+        )
         lines.append("  ".join(cells).rstrip())
     return "\n".join(lines)
 
@@ -168,7 +171,9 @@ def goals(runs: Sequence[Run], data: str) -> list[dict[str, Any]]:
     def add(goal: str, value: Array, limit: Array | float, slack: Array) -> None:
         limits = np.broadcast_to(limit, value.shape)
         met = bool((slack >= -1e-12).all())
-        found.append({"goal": goal, "value": value.tolist(), "limit": limits.tolist(), "slack": slack.tolist(), "met": met})
+        found.append(
+            {"goal": goal, "value": value.tolist(), "limit": limits.tolist(), "slack": slack.tolist(), "met": met}
+        )
 
     default, stage1, ceiling = (features.get(name) for name in ("default", "stage1", "ceiling"))
     if default is not None:
@@ -201,7 +206,9 @@ def goals_text(found: list[dict[str, Any]]) -> str:
     for goal in found:
         slack = np.array(goal["slack"])
         digits = 3 if "MAE" in goal["goal"] or "Pearson" in goal["goal"] else 2
-        by = "" if goal["met"] else f", missed by up to {-slack.min():.{digits}f} in {(slack < 0).sum()} of {len(slack)}"
+        by = (
+            "" if goal["met"] else f", missed by up to {-slack.min():.{digits}f} in {(slack < 0).sum()} of {len(slack)}"
+        )
         value, limit = (np.mean(goal[name]) for name in ("value", "limit"))
         state = "met   " if goal["met"] else "MISSED"
         lines.append(f"{state}  {goal['goal'].ljust(width)}  {value:.{digits}f}, limit {limit:.{digits}f}{by}")
@@ -329,7 +336,9 @@ def _draw_cells(figure: Any, place: dict[str, float], panel: Mapping[str, Array]
             axis.set(xticks=[], yticks=[])
             axis.spines[:].set_visible(False)
         row[0].set_ylabel(SHOWN[name], rotation=0, ha="right", va="center", fontsize=10)
-        note = "MAE to\nbatch-free" if name == "brightfield" else spread(images[name]["mae"], 3) if name in images else ""
+        note = (
+            "MAE to\nbatch-free" if name == "brightfield" else spread(images[name]["mae"], 3) if name in images else ""
+        )
         row[-1].text(1.06, 0.5, note, transform=row[-1].transAxes, va="center", fontsize=9)
     for axis, batch, before in zip(axes[0], batches, ["", *batches], strict=False):
         if batch != before:

@@ -140,9 +140,9 @@ def print_table(table: Table, best: float) -> None:
         print(f"{weight:>12g}" + "".join(f"{score:>18}" for score in scores) + chosen)
     print(
         f"\ntype, new batch: share of the cells of a batch left out of all training whose type is named (chance"
-        f"\n{1 / N_TYPES:.2f}), mean and spread over the {N_BATCHES} batches. The other columns are of mixed folds. type, new probe:"
-        "\nthe model knows the batch, the probe does not. leakage: how well a fresh probe reads the batch within a cell"
-        "\ntype, 0 is chance and 1 is every time."
+        f"\n{1 / N_TYPES:.2f}), mean and spread over the {N_BATCHES} batches. The other columns are of mixed folds."
+        "\ntype, new probe: the model knows the batch, the probe does not. leakage: how well a fresh probe reads the"
+        "\nbatch within a cell type, 0 is chance and 1 is every time."
     )
 
 

@@ -264,7 +264,18 @@ def test_runs_to_its_end(
 ) -> None:
     command, out = bench["batch_removal"], tmp_path / "out"
     write_tree(tmp_path / "tree")
-    arguments = ["--quick", "--jurkat", str(tmp_path / "tree"), "--seeds", "3", "4", "--device", "cpu", "--out", str(out)]
+    arguments = [
+        "--quick",
+        "--jurkat",
+        str(tmp_path / "tree"),
+        "--seeds",
+        "3",
+        "4",
+        "--device",
+        "cpu",
+        "--out",
+        str(out),
+    ]
     command.main([*arguments, "--jobs", "2", "--unseen"])
     printed = capsys.readouterr().out
     assert "MISSED" in printed or "met  " in printed

@@ -38,8 +38,15 @@ def test_searches_prints_and_draws(
         return fit(self, *args, **kwargs)
 
     found: dict[str, Any] = {}
+    search = example.search
+
+    def kept(*args: Any) -> Any:
+        table, best = search(*args)
+        found.update(table)
+        return table, best
+
     monkeypatch.setattr(skbegan.BeGANTransformer, "fit", counted)
-    monkeypatch.setattr(example, "draw", lambda table, best, path, _draw=example.draw: (_draw(table, best, path), found.update(table)))  # fmt: skip
+    monkeypatch.setattr(example, "search", kept)
     tiny = "--n-cells 144 --image-size 16 --base-width 4 --epochs 1 1 --weights 0 1 --jobs 1".split()
     example.main([str(tmp_path), *tiny])
     # Each weight on each of four batches left out and on two mixed folds.
