@@ -75,11 +75,11 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
         help="other parameters of stage 1 and the default, to try them; the published recipe keeps its own",
     )
     sizes.add_argument(
-        "--published-classifier-epochs",
-        type=int,
-        default=20,
-        metavar="N",
-        help="of the published recipe's own 100, which take most of its time (default: 20)",
+        "--set-published",
+        nargs="+",
+        default=[],
+        metavar="NAME=VALUE",
+        help="other parameters of the published recipe; its classifier_epochs are 20 here and not 100, to save time",
     )
 
     how = parser.add_argument_group("how it runs")
@@ -110,10 +110,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 joblib.Parallel()(joblib.delayed(do)(job, key, methods, settings, args.out) for job, key in wanted)
             runs = [read_json(run_file(args.out, job)) for job in jobs]
             results = {"settings": settings, "skipped": skipped, "made_with": made_with(), "runs": runs}
-            datas = list(dict.fromkeys(job.data for job in jobs))
-            results["goals"] = {data: report.goals(runs, data) for data in datas}
     except (OSError, ValueError, ImportError) as error:
         sys.exit(f"{Path(__file__).name}: {error}")
+    datas = dict.fromkeys(run["data"] for run in results["runs"])
+    results["goals"] = {data: report.goals(results["runs"], data) for data in datas}
     write(results, args.out)
 
 
@@ -135,8 +135,8 @@ def plan(args: argparse.Namespace) -> tuple[dict[str, Any], list[str], dict[str,
     settings = {
         "design": {name: given.get(name, value) for name, value in design.items()},
         "sizes": {name: given.get(name, value) for name, value in sizes.items()},
-        "model": dict(read_parameter(text) for text in args.set),
-        "published": {"classifier_epochs": 1 if args.quick else args.published_classifier_epochs},
+        "model": dict(map(read_parameter, args.set)),
+        "published": {"classifier_epochs": 1 if args.quick else 20} | dict(map(read_parameter, args.set_published)),
         "jurkat": None if args.jurkat is None else str(args.jurkat),
         "device": args.device,
         "memory": str(args.memory or args.out / "cache"),
@@ -163,7 +163,7 @@ def choose_methods(names: list[str] | None) -> tuple[list[str], dict[str, str]]:
 def read_parameter(text: str) -> tuple[str, Any]:
     name, equals, value = text.partition("=")
     if not equals or not name.isidentifier():
-        raise ValueError(f"--set takes NAME=VALUE, got {text!r}")
+        raise ValueError(f"--set and --set-published take NAME=VALUE, got {text!r}")
     try:
         return name, ast.literal_eval(value)
     except (ValueError, SyntaxError):
@@ -196,7 +196,8 @@ def do(job: Job, key: str, methods: list[str], settings: dict[str, Any], out: Pa
     """Do a job and write its result, in whatever process."""
     result, panel = run_job(job, methods, settings)
     if panel:
-        np.savez_compressed(run_file(out, job, ".npz"), allow_pickle=False, **panel)
+        arrays: dict[str, Any] = dict(panel)
+        np.savez_compressed(run_file(out, job, ".npz"), **arrays)
     write_json(run_file(out, job), {"key": key, "data": job.data, "seed": job.seed, **result})
 
 
