@@ -1,0 +1,307 @@
+"""benchmarks/batch_removal.py: the rivals keep their promises and know no test type; the command runs to its end."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import inspect
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import skbegan
+from skbegan.datasets import make_cell_images, save_predictions
+from skbegan.metrics import batch_leakage, cell_type_accuracy, cross_batch_accuracy
+
+FOLDER = Path(__file__).parents[1] / "benchmarks"
+LIBRARIES = {"combat": "combatlearn", "combat-types": "combatlearn", "harmony": "harmonypy"}
+LIBRARIES |= {"leace": "concept_erasure", "leace-types": "concept_erasure", "sphering": "numpy"}
+FULL, INCOMPLETE = np.ones((3, 3), dtype=bool), ~np.eye(3, dtype=bool)
+
+pytestmark = pytest.mark.skipif(not FOLDER.is_dir(), reason="the benchmarks are in the repository, not in the package")
+
+
+@pytest.fixture(scope="module")
+def bench() -> Any:
+    """The modules of the benchmark, imported as the command imports them."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(FOLDER))
+        yield {name: importlib.import_module(name) for name in ("rivals", "comparison", "report", "batch_removal")}
+
+
+# Rivals on features whose truth is known ----------------------------------------------------------------------------
+
+
+def shifted_cells(design: np.ndarray, size: float = 3.0, seed: int = 0) -> dict[str, np.ndarray]:
+    """Features in which a batch is a shift and nothing else: 20 training and 20 new cells per batch of a type."""
+    rng = np.random.default_rng(seed)
+    types, batches = np.argwhere(design).repeat(40, axis=0).T
+    of_type, of_batch = rng.normal(0, 1.5, (3, 20)), rng.normal(0, size, (3, 20))
+    features = of_type[types] + of_batch[batches] + rng.normal(size=(len(types), 20))
+    new = np.arange(len(types)) % 40 >= 20
+    names = {"batch": np.array(["a", "b", "c"])[batches], "cell_type": np.array(["x", "y", "z"])[types]}
+    found = {"train": features[~new], "new": features[new]}
+    return found | {f"{part}_{k}": v[m] for part, m in (("train", ~new), ("new", new)) for k, v in names.items()}
+
+
+def correct(bench: Any, name: str, cells: dict[str, np.ndarray]) -> dict[str, float]:
+    """Return what probes that learn from corrected training cells read from corrected new cells."""
+    pytest.importorskip(LIBRARIES[name])
+    before = {key: value.copy() for key, value in cells.items()}
+    given = [cells[key] for key in ("train", "train_batch", "train_cell_type", "new", "new_batch")]
+    corrected = bench["rivals"].RIVALS[name].function(*given, 0)
+    for key, value in before.items():
+        np.testing.assert_array_equal(cells[key], value)
+    return read(corrected, cells)
+
+
+def read(features: Any, cells: dict[str, np.ndarray]) -> dict[str, float]:
+    joined = np.concatenate(features)
+    assert np.isfinite(joined).all() and len(features[1]) == len(cells["new"])
+    batch, kind = (np.concatenate([cells[f"train_{k}"], cells[f"new_{k}"]]) for k in ("batch", "cell_type"))
+    learns = {"probe_train": np.arange(len(joined)) < len(features[0])}
+    return {
+        "linear": batch_leakage(joined, batch, kind, **learns),
+        "knn": batch_leakage(joined, batch, kind, probe="knn", **learns),
+        "type": cell_type_accuracy(joined, kind, **learns),
+        "cross": cross_batch_accuracy(joined, batch, kind, **learns),
+    }
+
+
+@pytest.mark.parametrize("design", [FULL, INCOMPLETE], ids=["full", "incomplete"])
+def test_the_shift_is_there_before(design: np.ndarray) -> None:
+    cells = shifted_cells(design)
+    before = read((cells["train"], cells["new"]), cells)
+    assert before["linear"] > 0.98 and before["knn"] > 0.98
+
+
+@pytest.mark.parametrize("name", ["combat", "combat-types", "leace", "leace-types"])
+def test_a_shift_is_removed_from_new_cells_and_the_types_stay(bench: Any, name: str) -> None:
+    after = correct(bench, name, shifted_cells(FULL))
+    assert abs(after["linear"]) < 0.2 and abs(after["knn"]) < 0.2
+    assert after["type"] > 0.95 and after["cross"] > 0.95
+
+
+@pytest.mark.parametrize("name", ["combat-types", "leace-types"])
+def test_what_knows_the_training_types_holds_where_types_lack_batches(bench: Any, name: str) -> None:
+    after = correct(bench, name, shifted_cells(INCOMPLETE))
+    assert abs(after["linear"]) < 0.2
+    assert after["type"] > 0.95 and after["cross"] > 0.9
+
+
+def test_harmony_mixes_neighbours(bench: Any) -> None:
+    cells = shifted_cells(FULL, size=0.8)  # batches that lie further apart than types do stay apart
+    before, after = read((cells["train"], cells["new"]), cells), correct(bench, "harmony", cells)
+    assert before["knn"] > 0.9 and abs(after["knn"]) < 0.2 and abs(after["linear"]) < 0.2
+    assert after["type"] > 0.95 and after["cross"] > 0.95
+
+
+def test_sphering_shrinks_what_varies_within_a_type(bench: Any) -> None:
+    cells = shifted_cells(FULL)
+    assert correct(bench, "sphering", cells)["type"] > 0.95
+    given = [cells[key] for key in ("train", "train_batch", "train_cell_type", "new", "new_batch")]
+    sphered, _ = bench["rivals"].sphering(*given, 0)
+
+    def share(features: np.ndarray) -> float:
+        """Largest part of the variance within a type that lies in one direction; the batch's shift, before."""
+        residual = features.copy()
+        for kind in np.unique(cells["train_cell_type"]):
+            rows = cells["train_cell_type"] == kind
+            residual[rows] -= residual[rows].mean(axis=0)
+        variance = np.linalg.eigvalsh(residual.T @ residual)
+        return float(variance[-1] / variance.sum())
+
+    assert share(cells["train"]) > 0.5 > 3 * share(sphered)
+
+
+def test_no_rival_is_told_the_types_of_new_cells(bench: Any) -> None:
+    comparison, rivals = bench["comparison"], bench["rivals"]
+    told = ["train", "train_batch", "train_type", "new", "new_batch", "seed"]
+    assert all(list(inspect.signature(rival.function).parameters) == told for rival in rivals.RIVALS.values())
+
+    class Secret(comparison.Cells):
+        def __getattribute__(self, name: str) -> Any:
+            assert name != "cell_type", "the types of the audit cells were looked at"
+            return super().__getattribute__(name)
+
+    cells = make_cell_images(120, 2, 2, 16, random_state=0)
+    arrays = (cells.bf, cells.qpi, cells.clean_qpi, cells.batch, cells.cell_type)
+    train = comparison.Cells(*(array[:80] for array in arrays))
+    audit = Secret(*(array[80:] for array in arrays))
+    installed = [name for name, rival in rivals.RIVALS.items() if rivals.is_installed(rival.package)]
+    found = comparison.pixel_methods(["pixels", "background", "contrast", "ceiling"], train, audit, 0)
+    found |= comparison.rival_methods(installed, found["pixels"], train, audit, 0)
+    assert {"pixels", "background", "contrast", "ceiling", "sphering"} <= set(found)
+    assert all(len(pair[0]) == 80 and len(pair[1]) == 40 for pair in found.values())
+
+
+# Classical normalisation ---------------------------------------------------------------------------------------------
+
+
+def discs(n: int, side: int = 24) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Cells of unequal radius, without background, and the coordinates."""
+    y, x = np.meshgrid(np.linspace(-1, 1, side), np.linspace(-1, 1, side), indexing="ij")
+    radii = np.linspace(0.3, 0.6, n)[:, None, None]
+    return np.where(x**2 + y**2 < radii**2, 0.5, 0.0), x, y
+
+
+def test_background_is_found_around_the_cell(bench: Any) -> None:
+    cells, x, y = discs(5)
+    noise = np.random.default_rng(0).normal(0, 0.01, cells.shape)
+    for order, under in ((1, 2 + 0.3 * x - 0.2 * y), (2, 2 + 0.3 * x - 0.2 * y - 0.4 * (x**2 + y**2))):
+        found = bench["rivals"].background(cells + under + noise, order)
+        np.testing.assert_allclose(found, np.broadcast_to(under, cells.shape), atol=0.03)
+
+
+def test_equal_cells_in_unequal_light_become_equal(bench: Any) -> None:
+    cells, x, y = discs(6)
+    light = (1.0 + 0.2 * x) * (1 + cells), (1.6 - 0.3 * y - 0.2 * x**2) * (1 + cells)
+    for contrast in (False, True):
+        train, new = bench["rivals"].normalise_brightfield(*light, contrast=contrast)
+        assert np.abs(train - new).max() < 0.05 < 0.3 < np.ptp(new)
+    # Brightfields that were centred before have no light to divide by.
+    train, new = bench["rivals"].normalise_brightfield(cells + 0.2 * x, cells - 0.3 * y, contrast=False)
+    assert np.abs(train - new).max() < 0.05
+
+
+def test_predicted_images_keep_their_units(bench: Any) -> None:
+    cells, x, _ = discs(6)
+    train, new = bench["rivals"].normalise_prediction(cells + 0.3, 1.5 * cells + 0.4 * x, contrast=True)
+    assert np.abs(train - new).max() < 0.1
+    assert 0.4 < np.median(train.max(axis=(1, 2))) < 0.6
+
+
+# The command ---------------------------------------------------------------------------------------------------------
+
+
+def test_missing_library_is_skipped_unless_asked_for(bench: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    rivals, command = bench["rivals"], bench["batch_removal"]
+    found = importlib.util.find_spec
+
+    def without_harmony(name: str, *rest: Any) -> Any:
+        return None if name == "harmonypy" else found(name, *rest)
+
+    def cannot_import(name: str) -> Any:
+        raise ModuleNotFoundError(f"No module named {name!r}")
+
+    monkeypatch.setattr(rivals.importlib.util, "find_spec", without_harmony)
+    methods, skipped = command.choose_methods(None)
+    assert "harmony" not in methods and "skbegan[benchmarks]" in skipped["harmony"]
+    assert "sphering" in methods and "default" in methods
+    assert command.choose_methods(["pixels"]) == (["pixels"], {})
+    monkeypatch.setattr(rivals.importlib, "import_module", cannot_import)
+    with pytest.raises(ImportError, match=r"skbegan\[benchmarks\]"):
+        command.choose_methods(["pixels", "harmony"])
+
+
+def test_refuses_before_any_job(bench: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    command = bench["batch_removal"]
+    monkeypatch.setattr(command, "run_job", lambda *_: pytest.fail("a job was run"))
+    for arguments, message in (
+        (["--no-simulated"], "leaves no cells"),
+        (["--jurkat", str(tmp_path)], "batch_free_target.npz"),
+        (["--set", "learning_rate"], "NAME=VALUE"),
+        (["--jobs", "0"], "at least 1"),
+    ):
+        with pytest.raises(SystemExit, match=message):
+            command.main([*arguments, "--out", str(tmp_path / "out")])
+
+
+def test_goals_say_what_is_missed_and_by_how_much(bench: Any) -> None:
+    def run(seed: int, leakage: float) -> dict[str, Any]:
+        same = {"leakage_mlp": 0.1, "leakage_15nn": 0.1, "cell_type": 0.8, "gap": 0.02, "active": 0.9}
+        ours = same | {"leakage_linear": leakage, "cross_batch": 0.78}
+        features = {"default": ours, "stage1": ours | {"cell_type": 0.7}, "ceiling": ours | {"leakage_linear": 0.0}}
+        image = {"pearson": 0.9, "leakage_linear": 0.5, "leakage_mlp": 0.5, "leakage_15nn": 0.5}
+        images = {"default": image | {"mae": 0.07}, "stage1": image | {"mae": 0.1, "pearson": 0.8}}
+        return {"data": "simulated", "seed": seed, "features": features, "images": images}
+
+    report = bench["report"]
+    found = {goal["goal"]: goal for goal in report.goals([run(0, 0.1), run(1, 0.35)], "simulated")}
+    linear = found["leakage, linear: at most 0.15 above the ceiling"]
+    assert not linear["met"]
+    np.testing.assert_allclose(linear["slack"], [0.05, -0.2])
+    assert found["cell type: at least stage 1"]["met"]
+    assert not found["image MAE: at most 0.65 of stage 1"]["met"]
+    text = report.goals_text(list(found.values()))
+    assert "MISSED  leakage, linear: at most 0.15 above the ceiling" in text
+    assert "missed by up to 0.20 in 1 of 2" in text and "missed by up to 0.005 in 2 of 2" in text
+    assert not any("batch not trained on" in goal for goal in found)  # was not run
+
+
+def write_tree(root: Path) -> None:
+    """Write a tree of real cells, as far as the benchmark can tell, with its batch-free truth."""
+    truth = {}
+    for split, n_cells in (("Train", 60), ("Valid", 24), ("Test", 48)):
+        cells = make_cell_images(n_cells, 2, 3, 16, batches_per_type=2, random_state=0, cells_random_state=n_cells)
+        images = {"images": cells.qpi, "features": np.zeros((n_cells, 1)), "bf": cells.bf, "qpi": cells.qpi}
+        save_predictions(root, **images, batch=cells.batch, cell_type=cells.cell_type, split=split)
+        for batch, kind in {*zip(cells.batch.tolist(), cells.cell_type.tolist(), strict=True)}:
+            rows = (cells.batch == batch) & (cells.cell_type == kind)
+            truth[f"{batch}/{kind}/{split}"] = cells.clean_qpi[rows].astype(np.float16)
+    np.savez(root / "batch_free_target.npz", **truth)
+
+
+def test_truth_of_a_tree_is_matched_by_group(bench: Any, tmp_path: Path) -> None:
+    write_tree(tmp_path)
+    train, audit = bench["comparison"].read_tree(tmp_path, 16)
+    assert (len(train), len(audit)) == (84, 48)
+    for cells in (train, audit):  # each truth looks like its own measured image, more than like any other
+        likeness = np.corrcoef(*(images.reshape(len(cells), -1) for images in (cells.qpi, cells.truth)))
+        own = likeness[: len(cells), len(cells) :]
+        assert np.mean(np.argmax(own, axis=1) == np.arange(len(cells))) > 0.6
+    np.savez(tmp_path / "batch_free_target.npz", other=np.zeros((3, 16, 16)))
+    with pytest.raises(ValueError, match="must hold the"):
+        bench["comparison"].read_tree(tmp_path, 16)
+
+
+@pytest.mark.slow
+def test_runs_to_its_end(
+    bench: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command, out = bench["batch_removal"], tmp_path / "out"
+    write_tree(tmp_path / "tree")
+    arguments = [
+        "--quick",
+        "--jurkat",
+        str(tmp_path / "tree"),
+        "--seeds",
+        "3",
+        "4",
+        "--device",
+        "cpu",
+        "--out",
+        str(out),
+    ]
+    command.main([*arguments, "--jobs", "2", "--unseen"])
+    printed = capsys.readouterr().out
+    assert "MISSED" in printed or "met  " in printed
+    assert (out / "batch_removal.png").stat().st_size > 20_000
+    results = json.loads((out / "results.json").read_text(encoding="utf-8"))
+    assert len(results["runs"]) == 8 and set(results["goals"]) == {"simulated", "jurkat"}
+    expected = {name for name in bench["comparison"].METHODS if name not in results["skipped"]}
+    for run in results["runs"]:
+        if "unseen" in run:
+            assert set(run["unseen"]) == {"stage1", "default"} and run["left_out"]
+            continue
+        assert set(run["features"]) == expected
+        assert all(np.isfinite(list(figures.values())).all() for figures in run["features"].values())
+        assert run["images"]["ceiling"]["mae"] == 0.0
+        seen = {name: training["images_seen"] for name, training in run["training"].items()}
+        assert seen["published"] == seen["default"] == seen["stage1-longer"] == 2 * seen["stage1"]
+    table = (out / "table.md").read_text(encoding="utf-8")
+    assert all(label in table for label in bench["comparison"].METHODS.values())
+
+    # What is there is taken: nothing is fitted again, and another look at it gives the same table.
+    monkeypatch.setattr(skbegan.BeGANTransformer, "fit", lambda *_, **__: pytest.fail("a model was fitted"))
+    command.main([*arguments, "--resume", "--unseen"])
+    assert (out / "table.md").read_text(encoding="utf-8") == table
+    command.main(["--redraw", "--out", str(out)])
+    assert (out / "table.md").read_text(encoding="utf-8") == table
+    monkeypatch.undo()
+    capsys.readouterr()
+    command.main([*arguments, "--resume", "--methods", "pixels", "--no-simulated"])  # other methods: done again
+    assert "2 of 2 jobs to do" in capsys.readouterr().out
