@@ -258,7 +258,7 @@ def test_file_is_small_and_readable_by_others(est, saved):
     assert safetensors.numpy.load_file(saved).keys() == est._weights.keys()
     with safetensors.safe_open(saved, framework="numpy") as file:
         document = json.loads(file.metadata()["skbegan"])
-    assert document["format"] == 1
+    assert document["format"] == 2
     assert document["versions"].keys() == {"skbegan", "scikit-learn", "torch", "numpy"}
 
 
@@ -281,7 +281,7 @@ def set_tensor(name, value):
 
 
 REFUSED = {
-    "later format": (set_format(2), "format 2, and only formats up to 1 are known here: update skbegan"),
+    "later format": (set_format(3), "format 3, and only formats up to 2 are known here: update skbegan"),
     "odd format": (set_format("1"), "format should be a number"),
     "no JSON": (lambda document, tensors: "{", "no JSON document of ours"),
     "other JSON": (lambda document, tensors: "[1]", "no JSON document of ours"),
