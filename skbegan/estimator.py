@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, TransformerMixin
 from sklearn.utils import check_random_state
+from sklearn.utils.metadata_routing import UNUSED
 from sklearn.utils.validation import check_is_fitted
 
 from skbegan import validation
@@ -44,6 +45,8 @@ PUBLISHED: dict[str, Any] = {
     "precision": "float32",
 }
 """Parameters that reproduce the original recipe: ``BeGANTransformer(**PUBLISHED)``."""
+
+_REQUESTS: dict[str, bool | str] = {"X_bf": UNUSED, "batch": True, "cell_type": True, "y_qpi": True}
 
 
 def _first_argument_by_name(method: Callable[..., Any]) -> Callable[..., Any]:
@@ -233,9 +236,11 @@ class BeGANTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEs
     qpi_mean_: np.ndarray
     qpi_scale_: np.ndarray
 
-    # Nothing to request: scikit-learn routes these to fit and score wherever they are given.
-    __metadata_request__fit = {"batch": True, "cell_type": True, "y_qpi": True}  # noqa: RUF012
-    __metadata_request__score = {"batch": True, "cell_type": True, "y_qpi": True}  # noqa: RUF012
+    # Nothing to request: scikit-learn routes these to fit and score wherever they are given. It would take the first
+    # argument for metadata too, since it is not called X.
+    __metadata_request__fit = _REQUESTS
+    __metadata_request__score = _REQUESTS
+    __metadata_request__transform = {"X_bf": UNUSED}  # noqa: RUF012
 
     def __init__(
         self,
