@@ -676,7 +676,8 @@ class BeGANTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEs
     def __setstate__(self, state: dict[str, Any]) -> None:
         from skbegan.persistence import warn_of_versions
 
-        state = dict(state)
+        parameters = inspect.signature(BeGANTransformer).parameters.items()
+        state = {name: parameter.default for name, parameter in parameters} | state  # an older version had fewer
         warn_of_versions(state.pop("_versions", {}), "this BeGANTransformer")
         super().__setstate__(state)
 
