@@ -5,13 +5,12 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
-import joblib
 import numpy as np
 from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, TransformerMixin
 from sklearn.utils import check_random_state
+from sklearn.utils.metadata_routing import UNUSED
 from sklearn.utils.validation import check_is_fitted
 
 from skbegan import validation
@@ -46,6 +45,8 @@ PUBLISHED: dict[str, Any] = {
     "precision": "float32",
 }
 """Parameters that reproduce the original recipe: ``BeGANTransformer(**PUBLISHED)``."""
+
+_REQUESTS: dict[str, bool | str] = {"X_bf": UNUSED, "batch": True, "cell_type": True, "y_qpi": True}
 
 
 def _first_argument_by_name(method: Callable[..., Any]) -> Callable[..., Any]:
@@ -162,12 +163,21 @@ class BeGANTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEs
         Compile the generator and the discriminator with ``torch.compile``; falls back with a warning where that fails.
     memory : str, path, joblib.Memory or None, default=None
         Cache of stage 1, keyed by the data and the parameters that it depends on: a search over stage-2 parameters then
-        pretrains once per fold. Needs an integer `random_state` to hit.
+        pretrains once per fold. Needs an integer `random_state` to hit. A stage that was stopped early is not kept.
+    warm_start : bool, default=False
+        Whether a further fit goes on from the fitted networks instead of new ones, see Notes.
+    callback : callable, default=None
+        Called as ``callback(info)`` after each epoch; a true answer ends the stage, and the best generator so far is
+        kept. ``info.stage`` is ``"pretraining"`` or ``"batch_removal"``, ``info.epoch`` counts from 1 to
+        ``info.epochs``, and ``info.losses`` is a dict of this epoch's losses, named as in `history_`. It is not called
+        for what is taken from `memory` or resumed. To be pickled with the model it has to be defined in a module; a
+        search calls copies of it.
     checkpoint_dir : str or path, default=None
         Where the state of training is written after each epoch. A fit that was stopped, by Ctrl-C or otherwise, goes on
         from there when it is repeated with the same data and parameters; the files are removed at the end.
     random_state : int, RandomState or None, default=None
-        Seeds weights, order, dropout and splits. The global random state is neither read nor changed.
+        Seeds weights, order, dropout and splits. The global random state is neither read nor changed. On a CPU, the
+        same data, seed and number of threads give the same features to the bit, see Notes.
     verbose : int, default=0
         1 shows a progress bar per stage.
 
@@ -199,6 +209,17 @@ class BeGANTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEs
     The networks, the two stages and the published loss weights are those of beGAN (later CytoMAD); ``PUBLISHED`` holds
     the published values. The defaults differ: see the README for what was measured.
 
+    *Warm start.* With ``warm_start=True`` a fit of a fitted model (also a loaded or imported one) trains stage 2 for
+    `removal_epochs` more, from the fitted generator and without repeating stage 1. Where there is no stage 2
+    (``removal_epochs=0``, or no batch to remove) stage 1 goes on for `pretrain_epochs` more; after stage 2 that is
+    refused, since it would bring the batch back. Standardisation and widths stay; optimizers, classifiers and schedules
+    start anew, and cells, labels and loss weights may be others. The discriminator goes on too, if the earlier fit had
+    ``warm_start=True``; it is pickled with the model, but :func:`skbegan.save` leaves it out.
+
+    *Threads.* PyTorch sums gradients in another order when it has another number of threads, and small differences grow
+    in training. joblib gives its worker processes fewer threads than the main process has; for equal bits in a search
+    with ``n_jobs``, say ``joblib.parallel_config(inner_max_num_threads=torch.get_num_threads())``.
+
     Examples
     --------
     >>> from skbegan import BeGANTransformer
@@ -215,9 +236,11 @@ class BeGANTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEs
     qpi_mean_: np.ndarray
     qpi_scale_: np.ndarray
 
-    # Nothing to request: scikit-learn routes these to fit and score wherever they are given.
-    __metadata_request__fit = {"batch": True, "cell_type": True, "y_qpi": True}  # noqa: RUF012
-    __metadata_request__score = {"batch": True, "cell_type": True, "y_qpi": True}  # noqa: RUF012
+    # Nothing to request: scikit-learn routes these to fit and score wherever they are given. It would take the first
+    # argument for metadata too, since it is not called X.
+    __metadata_request__fit = _REQUESTS
+    __metadata_request__score = _REQUESTS
+    __metadata_request__transform = {"X_bf": UNUSED}  # noqa: RUF012
 
     def __init__(
         self,
@@ -262,6 +285,8 @@ class BeGANTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEs
         precision: str = "auto",
         compile: bool = False,
         memory: Any = None,
+        warm_start: bool = False,
+        callback: Callable[[Any], bool | None] | None = None,
         checkpoint_dir: Any = None,
         random_state: Any = None,
         verbose: int = 0,
@@ -306,6 +331,8 @@ class BeGANTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEs
         self.precision = precision
         self.compile = compile
         self.memory = memory
+        self.warm_start = warm_start
+        self.callback = callback
         self.checkpoint_dir = checkpoint_dir
         self.random_state = random_state
         self.verbose = verbose
@@ -321,9 +348,10 @@ class BeGANTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEs
         ----------
         X_bf : array-like of shape (n_cells, side, side) or (n_cells, side, side, n_channels)
             Brightfield images; side a power of two from 16 to 512.
-        y : array-like
+        y : array-like or DataFrame
             Either the target images, shape (n_cells, side, side) or (n_cells, side, side, n_channels), or the cell
-            types, shape (n_cells,), as a Pipeline passes them; the target images are then `y_qpi`.
+            types, shape (n_cells,), as a Pipeline passes them, or a table (DataFrame, structured array) with columns
+            ``batch`` and ``cell_type``; in the last two cases the target images are `y_qpi`.
         batch : array-like of shape (n_cells,), optional
             Experimental batch (day, plate, site) of each cell. Without it stage 2 is skipped, with a warning.
         cell_type : array-like of shape (n_cells,), optional
@@ -346,98 +374,75 @@ class BeGANTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEs
         validation.check_parameters(parameters)
         dataset = validation.check_fit_input(X_bf, y, batch, cell_type, y_qpi)
         reference = validation.reference_code(dataset, self.reference_batch)
-        memory = _check_memory(self.memory)
-        from skbegan.core import recipe
+        memory = validation.check_memory(self.memory)
+        from skbegan import fitting
         from skbegan.core.device import resolve_device, resolve_precision
 
         device = resolve_device(self.device)
         resolve_precision(self.precision, device)
-        names = ("split", "weights", "order", "dropout", "removal order", "removal dropout", "classifiers")
-        draws = check_random_state(self.random_state).randint(2**31 - 1, size=len(names))
-        seeds = dict(zip(names, draws.tolist(), strict=True))
         removes = self.removal_epochs > 0 and validation.can_remove_batch(dataset, self.batch_target)
-
-        arrays = self._arrays(dataset, seeds["split"])
-        settings = {name: parameters[name] for name in recipe.PRETRAINING_SETTINGS}
-        stage_seeds = {name: seeds[name] for name in ("weights", "order", "dropout")}
-        checkpoints = self._checkpoint_files(parameters, dataset, seeds)
-        pretrain = memory.cache(recipe.pretrain, ignore=["verbose", "checkpoint"])
-        outcome = pretrain(
-            arrays,
-            settings,
-            stage_seeds,
+        earlier = self._earlier(dataset, removes) if self.warm_start and self.__sklearn_is_fitted__() else None
+        draws = check_random_state(self.random_state).randint(2**31 - 1, size=len(fitting.SEEDS))
+        fit = fitting.run(
+            parameters,
+            dataset,
+            draws,
             str(device),
-            verbose=self.verbose,
-            checkpoint=checkpoints[0],
-            keep_if_interrupted=memory.location is None,
+            memory=memory,
+            removes=removes,
+            reference=reference,
+            earlier=earlier,
         )
-        history: dict[str, Any] = {"pretraining": outcome.history}
-        events = list(outcome.events)
-        if removes and not outcome.interrupted:
-            outcome = recipe.remove_batch(
-                arrays,
-                outcome,
-                parameters,
-                {
-                    "order": seeds["removal order"],
-                    "dropout": seeds["removal dropout"],
-                    "classifiers": seeds["classifiers"],
-                },
-                str(device),
-                n_batches=dataset.n_batches,
-                n_cell_types=dataset.n_cell_types,
-                reference=reference,
-                verbose=self.verbose,
-                checkpoint=checkpoints[1],
-            )
-            history["batch_removal"] = outcome.history
-            events += outcome.events
         self._set_fitted(
-            weights=outcome.generator,
-            bf_mean=arrays.bf_scaling.mean,
-            bf_scale=arrays.bf_scaling.scale,
-            qpi_mean=arrays.qpi_scaling.mean,
-            qpi_scale=arrays.qpi_scaling.scale,
+            weights=fit.outcome.generator,
+            discriminator=fit.outcome.discriminator if self.warm_start else None,
+            bf_mean=fit.arrays.bf_scaling.mean,
+            bf_scale=fit.arrays.bf_scaling.scale,
+            qpi_mean=fit.arrays.qpi_scaling.mean,
+            qpi_scale=fit.arrays.qpi_scaling.scale,
             image_shape=dataset.bf.shape[1:],
             target_shape=dataset.qpi.shape[1:],
             base_width=self.base_width,
             n_features=self.n_features,
             batches=dataset.batches,
             cell_types=dataset.cell_types,
-            history={**history, "events": events},
+            history=fit.history,
+            device=str(device),
         )
-        self._recalibrate(dataset.bf, arrays.train_rows)
-        if not outcome.interrupted:
-            for file in checkpoints:
-                if file is not None:
-                    file.unlink(missing_ok=True)
+        self._recalibrate(dataset.bf, fit.arrays.train_rows)
+        fit.remove_checkpoints()
         return self
 
-    def _arrays(self, dataset: validation.CellDataset, seed: int) -> Any:
+    def _earlier(self, dataset: validation.CellDataset, removes: bool) -> Any:
+        """Return what a warm start goes on with, or raise ValueError if that and the new fit do not go together."""
         from skbegan.core.data import Scaling
-        from skbegan.core.recipe import Arrays
+        from skbegan.fitting import Earlier
 
-        train_rows, validation_rows = validation.split_validation(
-            dataset.batch, dataset.cell_type, self.validation_fraction, seed
+        shapes = {"X_bf": (self.image_shape_, dataset.bf), "y_qpi": (self.target_shape_, dataset.qpi)}
+        for name, (shape, images) in shapes.items():
+            if (*shape, 1)[:3] != (*images.shape[1:], 1)[:3]:
+                raise ValueError(
+                    f"warm_start: {name} has images of shape {images.shape[1:]}, but the model was fitted on {shape}; "
+                    "use warm_start=False for a new model"
+                )
+        for name, fitted in (("base_width", self.base_width_), ("n_features", self.n_features_out_)):
+            if getattr(self, name) != fitted:
+                raise ValueError(
+                    f"warm_start: {name}={getattr(self, name)}, but the model was fitted with {fitted}, and networks "
+                    "cannot change their size; use warm_start=False for a new model"
+                )
+        if "batch_removal" in self.history_ and not removes:
+            raise ValueError(
+                "warm_start: the batch was already removed, and without stage 2 (removal_epochs, batch) only stage 1 "
+                "could go on, which would bring it back; use warm_start=False for a new model"
+            )
+        return Earlier(
+            self._weights,
+            self.__dict__.get("_discriminator"),
+            Scaling(self.bf_mean_, self.bf_scale_),
+            Scaling(self.qpi_mean_, self.qpi_scale_),
+            self.history_,
         )
-        scalings = [
-            Scaling.of(images, train_rows)
-            if self.standardize
-            else Scaling.identity(images[0].size // images.shape[1] ** 2)
-            for images in (dataset.bf, dataset.qpi)
-        ]
-        return Arrays(dataset.bf, dataset.qpi, dataset.batch, dataset.cell_type, train_rows, validation_rows, *scalings)
-
-    def _checkpoint_files(
-        self, parameters: dict[str, Any], dataset: validation.CellDataset, seeds: Any
-    ) -> tuple[Path | None, Path | None]:
-        """Return a file per stage whose name tells data, parameters and seeds, so that searches share a folder."""
-        if self.checkpoint_dir is None:
-            return None, None
-        irrelevant = ("memory", "checkpoint_dir", "verbose", "device", "inference", "random_state")
-        kept = {name: value for name, value in parameters.items() if name not in irrelevant}
-        name = joblib.hash((kept, dataset, seeds))
-        return tuple(Path(self.checkpoint_dir) / f"began-{name}-stage{stage}.pt" for stage in (1, 2))  # type: ignore[return-value]
 
     def fit_transform(
         self, X_bf: Any, y: Any = None, batch: Any = None, cell_type: Any = None, *, y_qpi: Any = None
@@ -546,42 +551,70 @@ class BeGANTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEs
         return cached[1], ImageStack(bf, Scaling(self.bf_mean_, self.bf_scale_), device, dtype), dtype
 
     def score(self, X_bf: Any, y: Any = None, batch: Any = None, cell_type: Any = None, *, y_qpi: Any = None) -> float:
-        """Return how good the model is on these cells; greater is better.
+        """Return how well batch is removed and biology kept in these cells; greater is better.
+
+        What is measured depends on what is given, and never on the loss weights, so that searches can tune them:
+
+        - cell types, and at least two batches: :func:`skbegan.metrics.batch_removal_score` of the features;
+        - cell types alone, or of one batch: :func:`skbegan.metrics.cell_type_accuracy` of the features, by fresh
+          probes;
+        - target images alone: the coefficient of determination of the predicted pixels.
+
+        Only the first says anything of the batch. When a model that was fitted with several batches is scored by one of
+        the others, a warning says so.
 
         Parameters
         ----------
         X_bf, y, batch, cell_type, y_qpi
-            As in :meth:`fit`, best of cells that were not fitted on.
+            As in :meth:`fit`, of cells that were not fitted on, and of several batches.
 
         Returns
         -------
         score : float
-            With cell types and at least two batches: :func:`skbegan.metrics.batch_removal_score`, batch removed and
-            biology kept, from 0 to 1. With cell types of one batch or none: their cross-validated accuracy, read from
-            the features. With target images alone: the coefficient of determination of the predicted pixels.
 
         Raises
         ------
         ValueError
-            When none of the three can be computed.
+            When the figure cannot be computed from what was given.
+
+        Warns
+        -----
+        UserWarning
+            When the model knows several batches and the score says nothing of them.
+
+        Notes
+        -----
+        In a search over the bare transformer scikit-learn passes `batch`, `cell_type` and `y_qpi` to score only with
+        ``sklearn.set_config(enable_metadata_routing=True)``. Without it score gets `y` alone. Then either let `y` be a
+        table with columns ``batch`` and ``cell_type`` (the target images go to the search's fit as ``y_qpi=``), or set
+        ``scoring=skbegan.metrics.batch_removal_scorer.with_labels(X_bf, batch, cell_type)``. Folds must mix the
+        batches: one that leaves out a batch has a single batch to score.
         """
         check_is_fitted(self)
         bf = validation.check_images(X_bf, "X_bf", self.image_shape_)
-        y_qpi, cell_type = validation.split_y(y, cell_type, y_qpi, len(bf))
+        y_qpi, batch, cell_type = validation.split_y(y, batch, cell_type, y_qpi, len(bf))
         from skbegan import metrics
 
         if cell_type is not None:
-            features = self._infer(bf, "features")
-            if batch is not None and len(np.unique(validation.check_labels(batch, "batch", len(bf)))) > 1:
-                return float(metrics.batch_removal_score(features, batch, cell_type))
-            return float(metrics.cell_type_accuracy(features, cell_type))
-        if y_qpi is None:
+            cell_type = validation.check_labels(cell_type, "cell_type", len(bf))
+        if batch is not None:
+            batch = validation.check_labels(batch, "batch", len(bf))
+        mixed = batch is not None and len(np.unique(batch)) > 1
+        if cell_type is not None and mixed:
+            return float(metrics.batch_removal_score(self._infer(bf, "features"), batch, cell_type))
+        if cell_type is None and y_qpi is None:
             raise ValueError("score needs cell_type (best with batch), or target images as y")
+        if self.batches_ is not None and len(self.batches_) > 1:
+            validation.warn_of_partial_score(batch, cell_type)
+        if cell_type is not None:
+            return float(metrics.cell_type_accuracy(self._infer(bf, "features"), cell_type))
         target = validation.check_images(y_qpi, "y_qpi", self.target_shape_).astype(np.float64)
         if len(target) != len(bf):
             raise ValueError(f"X_bf has {len(bf)} cells but y_qpi has {len(target)}")
-        error = np.square(self.predict_image(bf).reshape(target.shape) - target).sum()
-        return float(1.0 - error / np.square(target - target.mean()).sum())
+        variation = np.square(target - target.mean()).sum()
+        if variation == 0:
+            raise ValueError("the target images are constant, so that there is no variation to predict")
+        return float(1.0 - np.square(self.predict_image(bf).reshape(target.shape) - target).sum() / variation)
 
     # What scikit-learn asks ---------------------------------------------------------------------------------------
 
@@ -589,6 +622,7 @@ class BeGANTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEs
         self,
         *,
         weights: dict[str, np.ndarray],
+        discriminator: dict[str, np.ndarray] | None = None,
         bf_mean: np.ndarray,
         bf_scale: np.ndarray,
         qpi_mean: np.ndarray,
@@ -600,18 +634,20 @@ class BeGANTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEs
         batches: np.ndarray | None,
         cell_types: np.ndarray | None,
         history: dict[str, Any],
+        device: str,
     ) -> None:
         """Take over everything that makes a fitted model, all at once."""
-        from skbegan.core.device import resolve_device
-
         self._weights = weights
+        self.__dict__.pop("_discriminator", None)
+        if discriminator is not None:
+            self._discriminator = discriminator
         self.bf_mean_, self.bf_scale_ = np.asarray(bf_mean, float), np.asarray(bf_scale, float)
         self.qpi_mean_, self.qpi_scale_ = np.asarray(qpi_mean, float), np.asarray(qpi_scale, float)
         self.image_shape_, self.target_shape_ = tuple(image_shape), tuple(target_shape)
         self.base_width_, self.n_features_out_ = base_width, n_features
         self.batches_, self.cell_types_ = batches, cell_types
         self.history_ = history
-        self.device_ = str(resolve_device(self.device))
+        self.device_ = device
         self.__dict__.pop("_generator", None)
 
     @property
@@ -631,19 +667,21 @@ class BeGANTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEs
 
     def __getstate__(self) -> dict[str, Any]:
         # The generator is built again from the weights where it is used, on the device of there.
+        from skbegan.persistence import versions
+
         state = dict(super().__getstate__())
         state.pop("_generator", None)
-        return state
+        return {**state, "_versions": versions()}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        from skbegan.persistence import warn_of_versions
+
+        parameters = inspect.signature(BeGANTransformer).parameters.items()
+        state = {name: parameter.default for name, parameter in parameters} | state  # an older version had fewer
+        warn_of_versions(state.pop("_versions", {}), "this BeGANTransformer")
+        super().__setstate__(state)
 
 
 # scikit-learn wraps these for set_output under the name X for the first argument.
 for _name in ("transform", "fit_transform"):
     setattr(BeGANTransformer, _name, _first_argument_by_name(inspect.getattr_static(BeGANTransformer, _name)))
-
-
-def _check_memory(memory: Any) -> joblib.Memory:
-    if memory is None or isinstance(memory, str | Path):
-        return joblib.Memory(None if memory is None else str(memory), verbose=0)
-    if not hasattr(memory, "cache"):
-        raise ValueError(f"memory must be None, a path or a joblib.Memory, got {memory!r}")
-    return memory

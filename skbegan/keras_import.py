@@ -112,6 +112,7 @@ def load_keras_generator(path: str | os.PathLike[str], **params: Any) -> BeGANTr
         batches=None,
         cell_types=None,
         history={},
+        device="unknown",
     )
     return est
 

@@ -1,12 +1,14 @@
 """Fitted models in one file that runs no code when it is loaded: safetensors for the weights, JSON for the rest.
 
-Format 1 is a safetensors file. Its tensors are the state of the generator; its metadata has one entry, ``"skbegan"``, a
+A file is a safetensors file. Its tensors are the state of the generator; its metadata has one entry, ``"skbegan"``, a
 JSON document:
 
-``format``      number of the format, 1
+``format``      number of the format
 ``versions``    of skbegan, scikit-learn, torch and numpy that wrote the file
 ``parameters``  of the estimator
-``fitted``      shapes, scaling, labels and history
+``fitted``      shapes, scaling, labels, history and device
+
+Format 2 has the device, format 1 had not.
 
 JSON has no tuples and no arrays; they are written as ``{"tuple": [...]}`` and ``{"array": [...], "dtype": "<U3"}``, and
 dicts as ``{"dict": [[key, value], ...]}``, so that nothing is confused with them.
@@ -14,13 +16,14 @@ dicts as ``{"dict": [[key, value], ...]}``, so that nothing is confused with the
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import os
 import re
 import uuid
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -37,7 +40,7 @@ if TYPE_CHECKING:
 
 __all__ = ["load", "save"]
 
-FORMAT = 1
+FORMAT = 2
 _ENTRY = "skbegan"
 _PACKAGES = ("scikit-learn", "torch", "numpy")
 _SCALINGS = {
@@ -106,10 +109,11 @@ def save(est: BeGANTransformer, path: str | os.PathLike[str]) -> None:
         "batches": est.batches_,
         "cell_types": est.cell_types_,
         "history": est.history_,
+        "device": est.device_,
     }
     document = {
         "format": FORMAT,
-        "versions": _versions(),
+        "versions": versions(),
         "parameters": parameters,
         "fitted": {name: _encode(value) for name, value in fitted.items()},
     }
@@ -160,24 +164,47 @@ def load(path: str | os.PathLike[str]) -> BeGANTransformer:
     except safetensors.SafetensorError as error:
         raise _refusal(path, f"it is no safetensors file, or a damaged one ({error})") from error
     est._set_fitted(weights=weights, **fitted)
-    for name, wrote in document["versions"].items():
-        runs = _versions().get(name)
-        if name == "scikit-learn":
-            wrote, runs = _minor(wrote), _minor(runs)
-        if name in ("scikit-learn", "skbegan") and wrote != runs:
-            warnings.warn(
-                f"{path} was written with {name} {wrote} and is read with {runs}: results may differ",
-                UserWarning,
-                stacklevel=2,
-            )
+    warn_of_versions(document["versions"], str(path))
     return est
 
 
-# ------------------------------------------------------------------------------------------------------------ writing
+# ----------------------------------------------------------------------------------------------------------- versions
 
 
-def _versions() -> dict[str, str]:
+@functools.cache
+def versions() -> dict[str, str]:
+    """Return the versions that a model is written with, by name of the package."""
     return {"skbegan": skbegan.__version__, **{name: metadata.version(name) for name in _PACKAGES}}
+
+
+def warn_of_versions(wrote: Mapping[str, Any], what: str) -> None:
+    """Compare the versions that wrote a model with those that read it.
+
+    Parameters
+    ----------
+    wrote : mapping of str to str
+        What :func:`versions` said then; empty if it was not recorded.
+    what : str
+        What the warning calls the model.
+
+    Warns
+    -----
+    UserWarning
+        If skbegan, or the minor version of scikit-learn, is another.
+    """
+    for name in ("skbegan", "scikit-learn"):
+        then, now = wrote.get(name), versions()[name]
+        if name == "scikit-learn" and then is not None:
+            then, now = _minor(then), _minor(now)
+        if then is not None and then != now:
+            warnings.warn(
+                f"{what} was written with {name} {then} and is read with {now}: results may differ",
+                UserWarning,
+                stacklevel=3,
+            )
+
+
+# ------------------------------------------------------------------------------------------------------------ writing
 
 
 def _minor(version: Any) -> str:
@@ -228,7 +255,7 @@ def _encode_array(array: np.ndarray) -> dict[str, Any]:
         raise TypeError(f"arrays of {array.ndim} dimensions are no plain data")
     kind = array.dtype.kind
     if kind == "T":  # numpy 2's strings of any length
-        array, kind = array.astype(str), "U"
+        array, kind = np.array(array.tolist(), dtype=np.str_), "U"
     if kind == "O":
         return {"array": [_encode(item) for item in array], "dtype": "object"}
     if kind == "M":
@@ -276,7 +303,7 @@ def _document(path: Path, text: str) -> dict[str, Any]:
         number = document["format"]
     except (ValueError, LookupError, TypeError, RecursionError) as error:
         raise _refusal(path, f"its header is no JSON document of ours ({error!r})") from error
-    if not isinstance(number, int) or isinstance(number, bool) or number < 1:
+    if type(number) is not int or number < 1:
         raise _refusal(path, f"its format should be a number from 1 up, found {number!r}")
     if number > FORMAT:
         raise _refusal(
@@ -304,6 +331,8 @@ def _estimator(path: Path, document: dict[str, Any]) -> tuple[BeGANTransformer, 
             except (ValueError, TypeError, OverflowError, RecursionError) as error:
                 raise _refusal(path, f"{name!r} of its {part} cannot be read ({error})") from error
     fitted = decoded["fitted"]
+    if document["format"] == 1:
+        fitted["device"] = "unknown"
     if odd := sorted(fitted.keys() ^ _EXPECTED.keys()):
         raise _refusal(path, f"missing or unexpected among its fitted attributes: {', '.join(odd)}")
     for name, (what, accepts) in _EXPECTED.items():
@@ -349,6 +378,7 @@ _EXPECTED: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "batches": ("an array or null", _is_labels),
     "cell_types": ("an array or null", _is_labels),
     "history": ("a dict", lambda value: isinstance(value, dict)),
+    "device": ("a string", lambda value: isinstance(value, str)),
 }
 
 

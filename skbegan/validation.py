@@ -7,12 +7,14 @@ what was wrong, what was found and what to do.
 from __future__ import annotations
 
 import numbers
+import os
 import sys
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import joblib
 import numpy as np
 from sklearn.utils import check_random_state
 
@@ -54,11 +56,18 @@ class CellDataset:
 
 
 def as_array(images: Any, name: str) -> np.ndarray:
-    """Return `images` as a real array without copying where possible: arrays, memory maps, tensors, lists of arrays."""
+    """Return `images` as a real array, without copying where possible.
+
+    Arrays, memory maps and tensors come, and single images in lists, in object arrays and in columns of a table.
+    """
     torch = sys.modules.get("torch")
     if torch is not None and isinstance(images, torch.Tensor):
         images = images.detach().cpu()
         images = (images.float() if images.dtype is torch.bfloat16 else images).numpy()
+    if isinstance(images, np.ma.MaskedArray) and np.ma.is_masked(images):
+        raise ValueError(f"{name} is a masked array with masked pixels; fill them: {name}.filled(value)")
+    if _is_column(images):
+        images = list(images)
     if isinstance(images, list | tuple):
         shapes = {np.shape(image) for image in images}
         if len(shapes) > 1:
@@ -69,12 +78,19 @@ def as_array(images: Any, name: str) -> np.ndarray:
         array = np.asarray(images)
     except (TypeError, ValueError) as error:
         raise TypeError(f"{name} must be an array of images, got {type(images).__name__}") from error
+    if array.dtype.kind == "O" and array.ndim == 0:
+        raise TypeError(f"{name} must be an array of images, got {type(images).__name__}")
     if array.dtype.kind not in "biuf":
         raise TypeError(
             f"{name} must hold real numbers, got dtype {array.dtype}"
             + ("; pass its amplitude or phase" if array.dtype.kind == "c" else "")
         )
     return array
+
+
+def _is_column(images: Any) -> bool:
+    """Say whether `images` is one-dimensional and holds objects: a pandas Series, an object array."""
+    return hasattr(images, "dtype") and getattr(images.dtype, "kind", "O") == "O" and np.ndim(images) == 1
 
 
 def check_images(images: Any, name: str, shape: tuple[int, ...] | None = None) -> np.ndarray:
@@ -150,6 +166,8 @@ def check_labels(labels: Any, name: str, n_cells: int) -> np.ndarray:
     ValueError
         For another number of labels or axes, missing labels, or a mix of kinds.
     """
+    if isinstance(labels, np.ma.MaskedArray) and np.ma.is_masked(labels):
+        raise ValueError(f"{name} has a missing label, first at cell {np.flatnonzero(np.ma.getmaskarray(labels))[0]}")
     # A list of 1 and "a" would silently become one of "1" and "a".
     array = np.array(labels, dtype=object) if isinstance(labels, list | tuple) else np.asarray(labels)
     if array.ndim == 2 and array.shape[1] == 1:
@@ -159,7 +177,7 @@ def check_labels(labels: Any, name: str, n_cells: int) -> np.ndarray:
     if len(array) != n_cells:
         raise ValueError(f"{name} has {len(array)} labels for {n_cells} cells")
     if array.dtype.kind == "O":
-        missing = [label is None or label != label or type(label).__name__ == "NAType" for label in array]
+        missing = [label is None or type(label).__name__ == "NAType" or label != label for label in array]
         if any(missing):
             raise ValueError(f"{name} has a missing label, first at cell {missing.index(True)}")
         kinds = {str if isinstance(x, str) else numbers.Real if isinstance(x, numbers.Real) else type(x) for x in array}
@@ -167,8 +185,10 @@ def check_labels(labels: Any, name: str, n_cells: int) -> np.ndarray:
             found = sorted({type(label).__name__ for label in array})
             raise ValueError(f"{name} mixes labels of types {found}; convert them to one type")
         array = np.array(array.tolist())
-    if array.dtype.kind == "f" and not np.isfinite(array).all():
-        raise ValueError(f"{name} has a missing label (NaN), first at cell {np.flatnonzero(~np.isfinite(array))[0]}")
+    if array.dtype.kind == "T":  # numpy 2's strings of any length
+        array = np.array(array.tolist())
+    if array.dtype.kind in "fM" and not np.isfinite(array).all():  # a date that is missing (NaT) is not finite either
+        raise ValueError(f"{name} has a missing label, first at cell {np.flatnonzero(~np.isfinite(array))[0]}")
     if array.dtype.kind not in "biufUSM":
         raise ValueError(f"{name} must hold strings, numbers or dates, got dtype {array.dtype}")
     return array
@@ -177,8 +197,8 @@ def check_labels(labels: Any, name: str, n_cells: int) -> np.ndarray:
 # What fit was given ---------------------------------------------------------------------------------------------------
 
 
-def split_y(y: Any, cell_type: Any, y_qpi: Any, n_cells: int) -> tuple[Any, Any]:
-    """Tell target images from cell types in what came as `y`; return ``(y_qpi, cell_type)``.
+def split_y(y: Any, batch: Any, cell_type: Any, y_qpi: Any, n_cells: int) -> tuple[Any, Any, Any]:
+    """Tell target images from labels in what came as `y`; return ``(y_qpi, batch, cell_type)``.
 
     Raises
     ------
@@ -186,34 +206,46 @@ def split_y(y: Any, cell_type: Any, y_qpi: Any, n_cells: int) -> tuple[Any, Any]
         When an argument was given twice, or `y` is neither images nor labels.
     """
     if y is None:
-        return y_qpi, cell_type
-    shape = tuple(y.shape) if hasattr(y, "shape") else np.shape(as_array(y, "y")) if _is_nested(y) else np.shape(y)
+        return y_qpi, batch, cell_type
+    given = {"batch": batch, "cell_type": cell_type}
+    if table := _label_table(y):
+        if twice := [name for name in table if given[name] is not None]:
+            raise ValueError(f"{twice[0]} was given twice, as a column of y and as {twice[0]}; give it once")
+        return y_qpi, *(given | table).values()
+    shape = np.shape(as_array(y, "y")) if _is_nested(y) else tuple(y.shape) if hasattr(y, "shape") else np.shape(y)
     if len(shape) >= 3:
         if y_qpi is not None:
             raise ValueError("the target images were given twice, as y and as y_qpi; give them once")
-        return y, cell_type
+        return y, batch, cell_type
     if len(shape) == 1 or (len(shape) == 2 and shape[1] == 1):
         if cell_type is not None:
             raise ValueError(
                 "the cell types were given twice, as y (labels) and as cell_type; give them once. "
                 "Target images have shape (n_cells, side, side)"
             )
-        return y_qpi, y
+        return y_qpi, batch, y
     raise ValueError(
-        f"y must be the target images, shape ({n_cells}, side, side), or one cell-type label per cell, shape "
-        f"({n_cells},); got shape {shape}"
+        f"y must be the target images, shape ({n_cells}, side, side), one cell-type label per cell, shape "
+        f"({n_cells},), or a table with columns batch and cell_type; got shape {shape}"
     )
 
 
+def _label_table(y: Any) -> dict[str, Any]:
+    """Return the columns of `y` by name if it is a data frame or a structured array of labels, else nothing."""
+    names = getattr(getattr(y, "dtype", None), "names", None)
+    names = list(names if names is not None else getattr(y, "columns", ()))
+    return {name: y[name] for name in names} if names and set(names) <= {"batch", "cell_type"} else {}
+
+
 def _is_nested(y: Any) -> bool:
-    return isinstance(y, list | tuple) and len(y) > 0 and np.ndim(y[0]) >= 2
+    return (isinstance(y, list | tuple) or _is_column(y)) and np.ndim(next(iter(y), 0)) >= 2
 
 
 def check_fit_input(X_bf: Any, y: Any, batch: Any, cell_type: Any, y_qpi: Any) -> CellDataset:
     """Check all that :meth:`fit` is given and return it as one dataset."""
     bf = check_images(X_bf, "X_bf")
     n_cells = len(bf)
-    y_qpi, cell_type = split_y(y, cell_type, y_qpi, n_cells)
+    y_qpi, batch, cell_type = split_y(y, batch, cell_type, y_qpi, n_cells)
     if y_qpi is None:
         raise ValueError(
             "no target images: give them as y (fit(X_bf, y_qpi, batch, cell_type)), or as y_qpi when y holds the cell "
@@ -236,6 +268,29 @@ def _encode(labels: Any, name: str, n_cells: int) -> tuple[np.ndarray | None, np
         return None, np.zeros(n_cells, dtype=np.int64)
     classes, codes = np.unique(check_labels(labels, name, n_cells), return_inverse=True)
     return classes, codes.astype(np.int64)
+
+
+def warn_of_partial_score(batch: np.ndarray | None, cell_type: np.ndarray | None) -> None:
+    """Warn that the score of a model that knows several batches says nothing of them, and how it would.
+
+    Warns
+    -----
+    UserWarning
+    """
+    if cell_type is None:
+        lacking = "no cell types" if batch is not None else "neither batch nor cell types"
+    elif batch is None:
+        lacking = "no batch"
+    else:
+        lacking = f"cells of one batch only, {str(batch[0])!r} (folds must mix the batches)"
+    what = "how well images are predicted" if cell_type is None else "how well cell types are read from the features"
+    warnings.warn(
+        f"score was given {lacking}: it measures {what} and says nothing of the batch. In a search, set "
+        "sklearn.set_config(enable_metadata_routing=True), let y be a table with columns batch and cell_type, or set "
+        "scoring=skbegan.metrics.batch_removal_scorer.with_labels(X_bf, batch, cell_type)",
+        UserWarning,
+        stacklevel=3,
+    )
 
 
 # The batch design -----------------------------------------------------------------------------------------------------
@@ -388,7 +443,7 @@ _RATES = (
     "adversary_learning_rate",
 )
 _SHARES = {"validation_fraction": 0.9, "ramp": 1.0, "decay": 1.0, "batch_transfer": 1.0}  # name: largest value
-_FLAGS = ("standardize", "augment", "compile")
+_FLAGS = ("standardize", "augment", "compile", "warm_start")
 _CHOICES = {
     "adversary": ("online", "published"),
     "batch_target": ("conditional", "uniform", "reference"),
@@ -426,3 +481,15 @@ def check_parameters(parameters: Mapping[str, Any]) -> None:
     for name, choices in _CHOICES.items():
         if parameters[name] not in choices:
             raise ValueError(f"{name} must be one of {choices}, got {parameters[name]!r}")
+    callback = parameters["callback"]
+    if callback is not None and not callable(callback):
+        raise TypeError(f"callback must be None or a function of one argument, callback(info), got {callback!r}")
+
+
+def check_memory(memory: Any) -> Any:
+    """Return a joblib.Memory for what the estimator's `memory` may be: None, a path or a Memory."""
+    if memory is None or isinstance(memory, str | os.PathLike):
+        return joblib.Memory(None if memory is None else os.fspath(memory), verbose=0)
+    if not hasattr(memory, "cache"):
+        raise ValueError(f"memory must be None, a path or a joblib.Memory, got {memory!r}")
+    return memory

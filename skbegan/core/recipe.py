@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -20,7 +21,7 @@ from skbegan.core.inference import estimate_population_statistics
 from skbegan.core.networks import Discriminator, Generator, build
 from skbegan.core.pretraining import Pretraining
 from skbegan.core.published_removal import PublishedRemoval
-from skbegan.core.training import Checkpoint, History, train, untracked
+from skbegan.core.training import Callback, Checkpoint, History, train, untracked
 
 Weights = dict[str, np.ndarray]
 
@@ -70,6 +71,14 @@ class Outcome:
     interrupted: bool
 
 
+class Unfinished(Exception):
+    """Ends a stage that was stopped early, so that no cache keeps it; `outcome` is what there is."""
+
+    def __init__(self, outcome: Outcome) -> None:
+        super().__init__("stage 1 was stopped early")
+        self.outcome = outcome
+
+
 def to_numpy(network: nn.Module) -> Weights:
     """Return a network's state as numpy arrays, without the counters that nothing reads."""
     return {
@@ -115,9 +124,12 @@ def pretrain(
     settings: Mapping[str, Any],
     seeds: Mapping[str, int],
     device: str,
+    start: Outcome | None = None,
+    *,
+    cached: bool = False,
     verbose: int = 0,
     checkpoint: Path | None = None,
-    keep_if_interrupted: bool = True,
+    callback: Callback | None = None,
 ) -> Outcome:
     """Run stage 1.
 
@@ -129,22 +141,30 @@ def pretrain(
     seeds : mapping of str to int
         ``weights``, ``order`` and ``dropout``.
     device : str
+    start : Outcome, optional
+        Where to start from, see :func:`starting_from`; by default from new networks.
+    cached : bool, default=False
+        Say that a cache keeps what is returned; then half a stage is raised instead, as :class:`Unfinished`.
     verbose : int, default=0
     checkpoint : Path, optional
-    keep_if_interrupted : bool, default=True
-        Return what there is after Ctrl-C; otherwise KeyboardInterrupt is raised (so that no cache keeps half a stage).
+    callback : callable, optional
     """
     where = resolve_device(device)
     dtype = resolve_precision(settings["precision"], where)
     cells, validation = arrays.on(where, dtype)
     rng = new_rng(seeds["weights"])
     channels = arrays.channels()
-    sizes = {"base_width": settings["base_width"], "n_features": settings["n_features"], **channels}
-    generator = build(Generator, arrays.side, rng=rng, **sizes)
-    discriminator = build(Discriminator, base_width=settings["base_width"], rng=rng, **channels)
+    if start is None:
+        sizes = {"base_width": settings["base_width"], "n_features": settings["n_features"], **channels}
+        generator = place(build(Generator, arrays.side, rng=rng, **sizes), where, dtype)
+    else:
+        generator = generator_from(start.generator, where, dtype)
+    discriminator = place(build(Discriminator, base_width=settings["base_width"], rng=rng, **channels), where, dtype)
+    if start is not None:
+        from_numpy(discriminator, start.discriminator)
     stage = Pretraining(
-        place(generator, where, dtype),
-        place(discriminator, where, dtype),
+        generator,
+        discriminator,
         learning_rate=settings["learning_rate"],
         discriminator_learning_rate=settings["discriminator_learning_rate"],
         adversarial_weight=1.0,
@@ -163,10 +183,36 @@ def pretrain(
         rng=order,
         verbose=verbose,
         checkpoint=Checkpoint(checkpoint),
-        keep_if_interrupted=keep_if_interrupted,
         prepare=_augmentation(settings["augment"], order),
+        callback=callback,
     )
-    return Outcome(to_numpy(generator), to_numpy(discriminator), history, stage.events, interrupted)
+    outcome = Outcome(to_numpy(generator), to_numpy(discriminator), history, stage.events, interrupted)
+    if cached and max(history["epoch"], default=0) < settings["pretrain_epochs"]:
+        raise Unfinished(outcome)
+    return outcome
+
+
+def starting_from(
+    generator: Weights, discriminator: Weights | None, arrays: Arrays, base_width: int, seed: int
+) -> Outcome:
+    """Return a trained generator as the outcome of a stage that another can start from.
+
+    Without a `discriminator` it gets a new one of the same width.
+    """
+    if discriminator is None:
+        discriminator = to_numpy(build(Discriminator, base_width=base_width, rng=new_rng(seed), **arrays.channels()))
+    return Outcome(generator, discriminator, {"epoch": []}, [], interrupted=False)
+
+
+def joined(earlier: History, later: History) -> History:
+    """Return the history of a stage that went on: epochs are counted on, losses that one part lacks are NaN there."""
+    n_done = max(earlier["epoch"], default=0)
+    result: History = {"epoch": [*earlier["epoch"], *(n_done + epoch for epoch in later["epoch"])]}
+    for name in {**earlier, **later}:
+        if name != "epoch":
+            parts = (part.get(name, [math.nan] * len(part["epoch"])) for part in (earlier, later))
+            result[name] = [value for part in parts for value in part]
+    return result
 
 
 PRETRAINING_SETTINGS = (
@@ -202,6 +248,7 @@ def remove_batch(
     reference: int,
     verbose: int = 0,
     checkpoint: Path | None = None,
+    callback: Callback | None = None,
 ) -> Outcome:
     """Run stage 2 from where stage 1 ended.
 
@@ -219,6 +266,7 @@ def remove_batch(
         Code of the reference batch.
     verbose : int, default=0
     checkpoint : Path, optional
+    callback : callable, optional
     """
     where = resolve_device(device)
     dtype = resolve_precision(settings["precision"], where)
@@ -293,6 +341,7 @@ def remove_batch(
         verbose=verbose,
         checkpoint=Checkpoint(checkpoint),
         prepare=prepare,
+        callback=callback,
     )
     return Outcome(to_numpy(generator), to_numpy(discriminator), history, stage.events, interrupted)
 

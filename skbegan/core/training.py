@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +23,18 @@ from skbegan.core.networks import Generator
 
 History = dict[str, list[float]]
 MAX_ROLLBACKS = 3
+
+
+class EpochInfo(NamedTuple):
+    """What a callback is told after an epoch: its number counts from 1, `epochs` are the stage's."""
+
+    stage: str
+    epoch: int
+    epochs: int
+    losses: dict[str, float]
+
+
+Callback = Callable[[EpochInfo], bool | None]
 
 
 class Stage(Protocol):
@@ -159,8 +171,8 @@ def train(
     rng: torch.Generator,
     verbose: int = 0,
     checkpoint: Checkpoint | None = None,
-    keep_if_interrupted: bool = True,
     prepare: Callable[[Minibatch], Minibatch] = lambda cells: cells,
+    callback: Callback | None = None,
 ) -> tuple[History, bool]:
     """Train a stage and leave the best generator found in it.
 
@@ -178,10 +190,10 @@ def train(
         Positive for a progress bar.
     checkpoint : Checkpoint, optional
         Written after every epoch; a matching one is gone on from.
-    keep_if_interrupted : bool, default=True
-        Whether Ctrl-C ends the stage with what there is; otherwise KeyboardInterrupt goes on to the caller.
     prepare : callable, optional
         Applied to every training minibatch, such as augmentation.
+    callback : callable, optional
+        Called after every epoch with an :class:`EpochInfo`; what it returns, if true, ends the stage.
 
     Returns
     -------
@@ -202,7 +214,8 @@ def train(
     if state is not None:
         _restore(stage, state, rng)
         history, best, best_merit = state["history"], state["best"], state["best_merit"]
-        first_epoch, rollbacks = state["epoch"] + 1, state["rollbacks"]
+        rollbacks = state["rollbacks"]
+        first_epoch = epochs if state["stopped"] else state["epoch"] + 1
     last_good = {name: snapshot(network) for name, network in stage.networks.items()}
     n_steps = cells.n_minibatches(minibatch_size)
     interrupted = False
@@ -220,8 +233,6 @@ def train(
                     for minibatch in validation.in_order(max(minibatch_size, 64)):
                         held_out.add(stage.validate(minibatch), len(minibatch))
             except KeyboardInterrupt:
-                if not keep_if_interrupted:
-                    raise
                 interrupted = True
                 _warn(stage, f"{stage.name}: interrupted in epoch {epoch + 1} of {epochs}; the best generator is kept")
                 break
@@ -239,13 +250,21 @@ def train(
                     break
                 continue
             last_good = {name: snapshot(network) for name, network in stage.networks.items()}
-            _record(history, epoch, means, held_out_means)
+            row = {**means, **{f"validation_{name}": value for name, value in held_out_means.items()}}
+            _record(history, epoch, row)
             merit = stage.merit(held_out_means, (epoch + 1) / epochs) if held_out_means else math.nan
             if merit < best_merit:
                 best, best_merit = last_good["generator"], merit
             bar.set_postfix({k: f"{v:.3g}" for k, v in (held_out_means or means).items() if k in ("image", "total")})
+            wants_stop = callback is not None and bool(callback(EpochInfo(stage.name, epoch + 1, epochs, row)))
+            stopped = wants_stop and epoch + 1 < epochs
+            if stopped:
+                stage.events.append(f"{stage.name}: stopped by the callback after epoch {epoch + 1} of {epochs}")
             if checkpoint.path is not None:
-                checkpoint.write(_capture(stage, rng, epoch, history, best, best_merit, rollbacks))
+                state = _capture(stage, rng, epoch, history, best, best_merit, rollbacks)
+                checkpoint.write({**state, "stopped": stopped})
+            if stopped:
+                break
     if interrupted and best is None:
         best = last_good["generator"]
     if best is not None:
@@ -253,8 +272,7 @@ def train(
     return history, interrupted
 
 
-def _record(history: History, epoch: int, means: dict[str, float], held_out: dict[str, float]) -> None:
-    row = {**means, **{f"validation_{name}": value for name, value in held_out.items()}}
+def _record(history: History, epoch: int, row: dict[str, float]) -> None:
     for name in row:
         # A loss that first appears in a later epoch is not a number before.
         history.setdefault(name, [math.nan] * len(history["epoch"]))
