@@ -92,7 +92,7 @@ class BeGANTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEs
     batch_weight : float, default=1.0
         Weight of the losses that remove the batch from the features: the knob that trades batch removal against all
         else. It multiplies the fool loss of the feature adversaries (their mean; with ``adversary="published"`` their
-        sum) and the alignment.
+        sum), the alignment and the matching.
     batch_image_weight : float, default=4.0
         Weight of the fool loss of the adversary that reads the batch from the predicted image.
     image_weight : float, default=30.0
@@ -132,6 +132,19 @@ class BeGANTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEs
         first step outruns the cell-type classifiers.
     decay : float, default=0.5
         Share of stage 2, its last part, over which the generator's learning rate falls to 0 (``"online"``).
+    averaging : float, default=0.99
+        Decay per step of the running average of the generator's weights, which is the generator that stage 2 leaves
+        (``"online"``); 0 leaves the last one.
+    matching : float, default=20.0
+        Weight, relative to `batch_weight`, of the differences between the batches of a cell type in the last fit of
+        stage 2, that of a small network which makes the profile from the features of the finished generator
+        (``"online"``). 0 leaves the features as they are.
+    profile_floor : float, default=0.1
+        The profile keeps the directions in which the features have at least this share of the variance of an average
+        direction. Fainter ones hold little but the batch. Greater values leave a profile of fewer independent numbers.
+    image_erasure : bool, default=True
+        Erase from the predicted images the directions in which the batches of a cell type have different means
+        (``"online"``, and a positive `batch_image_weight`).
     learning_rate : float, default=2e-4
         Of the generator in stage 1 (Adam, as all others).
     removal_learning_rate : float, default=5e-4
@@ -191,7 +204,7 @@ class BeGANTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEs
         Length of the profile.
     history_ : dict
         ``"pretraining"`` and ``"batch_removal"``: dict of loss name to its value in each epoch, validation losses under
-        ``"validation_..."``; ``"events"``: list of str, what a user should know of the training.
+        ``"validation_..."``; ``"profile"``: losses of the last fit, in ten parts; ``"events"``: list of str, what a user should know of the training.
     device_ : str
         Device that fit ran on.
     bf_mean_, bf_scale_, qpi_mean_, qpi_scale_ : ndarray of shape (n_channels,)
@@ -271,6 +284,10 @@ class BeGANTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEs
         warmup_epochs: int = 4,
         ramp: float = 0.3,
         decay: float = 0.5,
+        averaging: float = 0.99,
+        matching: float = 20.0,
+        profile_floor: float = 0.1,
+        image_erasure: bool = True,
         learning_rate: float = 2e-4,
         removal_learning_rate: float = 5e-4,
         discriminator_learning_rate: float = 1e-4,
@@ -317,6 +334,10 @@ class BeGANTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEs
         self.warmup_epochs = warmup_epochs
         self.ramp = ramp
         self.decay = decay
+        self.averaging = averaging
+        self.matching = matching
+        self.profile_floor = profile_floor
+        self.image_erasure = image_erasure
         self.learning_rate = learning_rate
         self.removal_learning_rate = removal_learning_rate
         self.discriminator_learning_rate = discriminator_learning_rate
@@ -410,6 +431,9 @@ class BeGANTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEs
             device=str(device),
         )
         self._recalibrate(dataset.bf, fit.arrays.train_rows)
+        if fit.finishes:
+            self._weights, self.history_ = fit.finish(self._weights, parameters)
+            self.__dict__.pop("_generator", None)
         fit.remove_checkpoints()
         return self
 
@@ -463,7 +487,8 @@ class BeGANTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEs
         Returns
         -------
         features : ndarray of shape (n_cells, n_features), float32
-            At least 0 (the bottleneck ends in a ReLU). With ``inference="population"`` each row depends on its cell
+            The bottleneck, at least 0 as it ends in a ReLU, after stage 1 or the published stage 2; after the default
+            stage 2 the profile made from it, of any sign. With ``inference="population"`` each row depends on its cell
             alone.
 
         Raises

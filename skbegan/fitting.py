@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,6 +39,19 @@ class Fit:
     outcome: recipe.Outcome
     history: dict[str, Any]
     checkpoints: tuple[Path, ...]
+    device: str
+    seed: int
+    finishes: bool
+
+    def finish(self, weights: recipe.Weights, parameters: Mapping[str, Any]) -> tuple[recipe.Weights, dict[str, Any]]:
+        """Fit profile and image erasure on the finished generator; return its weights and the whole history."""
+        weights, losses, events = recipe.finish(
+            weights, self.arrays, parameters, self.seed, self.device, self.history["batch_removal"]
+        )
+        for event in events:
+            warnings.warn(event, RuntimeWarning, stacklevel=3)  # the caller of fit
+        events = [*self.history["events"], *events]
+        return weights, {**self.history, **({"profile": losses} if losses else {}), "events": events}
 
     def remove_checkpoints(self) -> None:
         """Remove the files, unless Ctrl-C ended the fit: then they are there to go on from."""
@@ -83,7 +97,7 @@ def run(
     events: list[str] = []
     start = None
     if earlier is not None:
-        history = {name: part for name, part in earlier.history.items() if name != "events"}
+        history = {name: part for name, part in earlier.history.items() if name not in ("events", "profile")}
         events = list(earlier.history.get("events", ()))
         # The validation cells are the same again, but order and dropout are not those of the epochs before.
         n_done = sum(len(part["epoch"]) for part in history.values())
@@ -114,7 +128,9 @@ def run(
         )
         history["batch_removal"] = recipe.joined(history.get("batch_removal", _NO_HISTORY), outcome.history)
         events += outcome.events
-    return Fit(arrays, outcome, {**history, "events": events}, checkpoints)
+    finishes = removes and "batch_removal" in history and parameters["adversary"] == "online"
+    history["events"] = events
+    return Fit(arrays, outcome, history, checkpoints, device, seeds["classifiers"], finishes)
 
 
 def _pretrain(

@@ -1,7 +1,8 @@
 """Fitted models in one file that runs no code when it is loaded: safetensors for the weights, JSON for the rest.
 
-A file is a safetensors file. Its tensors are the state of the generator; its metadata has one entry, ``"skbegan"``, a
-JSON document:
+A file is a safetensors file. Its tensors are the state of the generator, with what makes profiles of its features
+(``profile.*``) and takes the batch from its images (``erasure.*``) where they were fitted; its metadata has one entry,
+``"skbegan"``, a JSON document:
 
 ``format``      number of the format
 ``versions``    of skbegan, scikit-learn, torch and numpy that wrote the file
@@ -387,6 +388,7 @@ def _weights(path: Path, file: Any, fitted: dict[str, Any]) -> dict[str, np.ndar
     import torch
 
     from skbegan.core.networks import Generator
+    from skbegan.core.outputs import attach_outputs
 
     shapes = {name: file.get_slice(name).get_shape() for name in file.keys()}
     try:
@@ -399,7 +401,8 @@ def _weights(path: Path, file: Any, fitted: dict[str, Any]) -> dict[str, np.ndar
                 out_channels=_n_channels(fitted["target_shape"]),
                 head_widths=_head_widths(shapes),
             )
-    except (ValueError, RuntimeError, OverflowError) as error:
+            attach_outputs(generator, shapes)
+    except (ValueError, TypeError, LookupError, RuntimeError, OverflowError) as error:
         raise _refusal(path, f"there is no generator of its widths ({error})") from error
     expected = {
         name: list(tensor.shape)

@@ -434,6 +434,7 @@ _WEIGHTS = (
     "invariance_weight",
     "activity_weight",
     "decorrelation_weight",
+    "matching",
 )
 _RATES = (
     "learning_rate",
@@ -442,8 +443,15 @@ _RATES = (
     "classifier_learning_rate",
     "adversary_learning_rate",
 )
-_SHARES = {"validation_fraction": 0.9, "ramp": 1.0, "decay": 1.0, "batch_transfer": 1.0}  # name: largest value
-_FLAGS = ("standardize", "augment", "compile", "warm_start")
+_SHARES = {  # name: largest value
+    "validation_fraction": 0.9,
+    "ramp": 1.0,
+    "decay": 1.0,
+    "averaging": 0.9999,
+    "profile_floor": 1.0,
+    "batch_transfer": 1.0,
+}
+_FLAGS = ("standardize", "augment", "compile", "warm_start", "image_erasure")
 _CHOICES = {
     "adversary": ("online", "published"),
     "batch_target": ("conditional", "uniform", "reference"),

@@ -69,6 +69,7 @@ def test_within_the_core_imports_run_one_way():
         "pretraining",
         "batch_removal",
         "published_removal",
+        "outputs",
         "recipe",
     ]
     for name, names in imports().items():

@@ -11,6 +11,7 @@ the same profile whatever the batch it looks like (see :mod:`skbegan.core.batch_
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -119,6 +120,8 @@ class BatchRemoval(ConditionalGAN):
         Share of the stage over which the weights of the fool losses rise linearly from 0.
     decay : float
         Share of the stage, its last part, over which the generator's learning rate falls linearly to 0.
+    averaging : float
+        Decay per step of the running average of the generator's weights, which is what is kept; 0 keeps the last.
     prepare : callable
         Augmentation, for the warm-up.
     """
@@ -144,6 +147,7 @@ class BatchRemoval(ConditionalGAN):
         warmup_epochs: int,
         ramp: float,
         decay: float,
+        averaging: float,
         minibatch_size: int,
         seed: int,
         rng: torch.Generator,
@@ -164,7 +168,9 @@ class BatchRemoval(ConditionalGAN):
         self.design = design
         self.device = rng.device
         self.targets = design.targets.to(self.device)
-        self.ramp, self.decay = ramp, decay
+        self.ramp, self.decay, self.averaging = ramp, decay, averaging
+        self.average: list[Tensor] = []
+        self.n_averaged = 0
         self.adversary_steps, self.refresh_epochs, self.warmup_epochs = adversary_steps, refresh_epochs, warmup_epochs
         self.minibatch_size = minibatch_size
         self.prepare = prepare
@@ -267,7 +273,27 @@ class BatchRemoval(ConditionalGAN):
             losses |= self.profile_losses(cells, features)
             losses["total"] = self.total(losses, min(1.0, progress / self.ramp) if self.ramp else 1.0)
             self.generator_step(losses["total"])
+        self._average()
         return losses
+
+    @torch.no_grad()
+    def _average(self) -> None:
+        if self.averaging == 0:
+            return
+        weights = list(self.generator.parameters())
+        if not self.average:
+            self.average = [weight.detach().clone() for weight in weights]
+        # A short memory at first, so that the average does not drag the start along.
+        decay = min(self.averaging, self.n_averaged / (self.n_averaged + 10.0))
+        torch._foreach_lerp_(self.average, weights, 1.0 - decay)
+        self.n_averaged += 1
+
+    def candidate(self) -> dict[str, Tensor]:
+        """Return the generator with averaged weights: the game with the adversaries makes the last ones wander."""
+        state = super().candidate()
+        for (name, _), average in zip(self.generator.named_parameters(), self.average, strict=False):
+            state[name] = average.clone()
+        return state
 
     def generator_losses(self, cells: Minibatch, image: Tensor, features: Tensor) -> dict[str, Tensor]:
         losses = self.image_losses(cells, image)
@@ -330,14 +356,23 @@ class BatchRemoval(ConditionalGAN):
         return losses
 
     def merit(self, losses: Mapping[str, float], progress: float) -> float:
-        """The best generator of stage 2 has the smallest total loss among those of the part with a falling rate."""
+        """The last generator that is alive is kept.
+
+        No loss of the game can choose better: the adversaries lag behind, and how much a fresh probe reads falls as the
+        learning rate does. On simulated cells the epoch of the smallest validation loss left a linear leakage of 0.90,
+        the last epoch 0.68.
+        """
         if losses["active_features"] < DEAD_SHARE:
             share = losses["active_features"]
-            message = f"{self.name}: only {share:.1%} of the features were active in some epochs; lower batch_weight"
-            if message not in self.events:
+            message = (
+                f"{self.name}: only {share:.1%} of the features are active in some epochs, which are not kept; "
+                "lower batch_weight or raise activity_weight"
+            )
+            if not any("of the features are active" in event for event in self.events):
                 self.events.append(message)
+                warnings.warn(message, RuntimeWarning, stacklevel=6)
             return math.inf
-        return losses["total"] if progress > 1.0 - max(self.decay, 0.25) / 2 else math.inf
+        return -progress
 
     # Fresh adversaries --------------------------------------------------------------------------------------------
 
@@ -395,6 +430,8 @@ class BatchRemoval(ConditionalGAN):
         return {
             "alignment": None if self.alignment is None else self.alignment.state(),
             "activity": None if self.activity is None else self.activity.state(),
+            "average": list(self.average),
+            "n_averaged": self.n_averaged,
         }
 
     def restore(self, state: dict[str, Any]) -> None:
@@ -402,11 +439,14 @@ class BatchRemoval(ConditionalGAN):
             self.alignment.restore(state["alignment"], self.device)
         if state["activity"] is not None:
             self.activity = Activity.restored(state["activity"], self.device)
+        self.average = [average.to(self.device) for average in state["average"]]
+        self.n_averaged = state["n_averaged"]
 
     def soften(self) -> None:
         super().soften()
         self.classifier_learning_rate /= 2
         self.adversary_learning_rate /= 2
+        self.average, self.n_averaged = [], 0
         self._reset_classifier_optimizers()
 
 

@@ -73,7 +73,7 @@ def infer(
     """
 
     def run(source: Tensor) -> Tensor:
-        return generator.encode(source)[0] if want == "features" else generator(source)[0]
+        return generator.profile_of(source) if want == "features" else generator.image_of(source)
 
     if minibatch_size is None:
         generator.eval()

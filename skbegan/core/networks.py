@@ -151,6 +151,9 @@ class Generator(nn.Module):
             self.head.append(nn.Sequential(SameConv2d(channels, width, pad_before=2), _batch_norm(width), nn.ReLU()))
             channels = width
         self.to_image = SameConv2d(channels, out_channels, pad_before=2)
+        # What inference makes of features and images after stage 2, see skbegan.core.outputs; training bypasses both.
+        self.profile: nn.Module = nn.Identity()
+        self.erasure: nn.Module = nn.Identity()
 
     @staticmethod
     def sizes_of(shapes: Mapping[str, Sequence[int]]) -> dict[str, Any]:
@@ -195,6 +198,14 @@ class Generator(nn.Module):
         for level in self.head:
             x = level(x)
         return self.to_image(x)
+
+    def profile_of(self, source: Tensor) -> Tensor:
+        """Return what a user gets as features."""
+        return self.profile(self.encode(source)[0])
+
+    def image_of(self, source: Tensor) -> Tensor:
+        """Return what a user gets as the predicted image."""
+        return self.erasure(self(source)[0])
 
     def forward(self, source: Tensor, rng: torch.Generator | None = None, leak: float = 0.0) -> tuple[Tensor, Tensor]:
         """Return ``(image, features)``. Dropout acts only when `rng`, the source of its masks, is given."""

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from skbegan.core.data import Cells, Minibatch
 from skbegan.core.device import Adam, autocast
 from skbegan.core.networks import Discriminator, Generator
-from skbegan.core.training import frozen, untracked
+from skbegan.core.training import frozen, snapshot, untracked
 
 
 def real_or_fake_loss(logits: Tensor, real: bool) -> Tensor:
@@ -105,6 +105,10 @@ class ConditionalGAN:
 
     def begin_epoch(self, epoch: int, cells: Cells) -> None:
         """Nothing is due by default."""
+
+    def candidate(self) -> dict[str, Tensor]:
+        """Return a copy of the generator's state."""
+        return snapshot(self.generator)
 
     def state(self) -> dict[str, Any]:
         """Return what a resumed run needs besides networks, optimizers and random generators."""

@@ -16,9 +16,10 @@ from torch import nn
 from skbegan.core.batch_removal import BatchRemoval, Design, RemovalWeights, fool_targets
 from skbegan.core.batch_transfer import BatchTransfer
 from skbegan.core.data import Cells, ImageStack, Minibatch, Scaling, augment
-from skbegan.core.device import new_rng, place, resolve_device, resolve_precision
+from skbegan.core.device import autocast, new_rng, place, resolve_device, resolve_precision
 from skbegan.core.inference import estimate_population_statistics
 from skbegan.core.networks import Discriminator, Generator, build
+from skbegan.core.outputs import attach_outputs, fit_erasure, fit_profile, recalls
 from skbegan.core.pretraining import Pretraining
 from skbegan.core.published_removal import PublishedRemoval
 from skbegan.core.training import Callback, Checkpoint, History, train, untracked
@@ -96,8 +97,14 @@ def from_numpy(network: Any, weights: Mapping[str, np.ndarray]) -> Any:
 
 def generator_from(weights: Weights, device: torch.device, dtype: torch.dtype) -> Generator:
     """Build the generator that the weights belong to, whatever its sizes, on a device."""
-    sizes = Generator.sizes_of({name: value.shape for name, value in weights.items()})
-    return from_numpy(place(build(Generator, **sizes, rng=new_rng(0)), device, dtype), weights)
+    shapes = {name: value.shape for name, value in weights.items()}
+    generator = build(Generator, **Generator.sizes_of(shapes), rng=new_rng(0))
+    return from_numpy(place(attach_outputs(generator, shapes), device, dtype), weights)
+
+
+def without_outputs(weights: Weights) -> Weights:
+    """Return the weights of the generator that trains, without what was fitted on its features and images."""
+    return {name: value for name, value in weights.items() if not name.startswith(("profile.", "erasure."))}
 
 
 def _compile(generator: nn.Module, discriminator: nn.Module, cells: Cells, minibatch_size: int, wanted: bool) -> None:
@@ -158,7 +165,7 @@ def pretrain(
         sizes = {"base_width": settings["base_width"], "n_features": settings["n_features"], **channels}
         generator = place(build(Generator, arrays.side, rng=rng, **sizes), where, dtype)
     else:
-        generator = generator_from(start.generator, where, dtype)
+        generator = generator_from(without_outputs(start.generator), where, dtype)
     discriminator = place(build(Discriminator, base_width=settings["base_width"], rng=rng, **channels), where, dtype)
     if start is not None:
         from_numpy(discriminator, start.discriminator)
@@ -272,7 +279,7 @@ def remove_batch(
     dtype = resolve_precision(settings["precision"], where)
     cells, validation = arrays.on(where, dtype)
     channels, width = arrays.channels(), settings["base_width"]
-    generator = generator_from(start.generator, where, dtype)
+    generator = generator_from(without_outputs(start.generator), where, dtype)
     discriminator = place(build(Discriminator, base_width=width, rng=new_rng(0), **channels), where, dtype)
     from_numpy(discriminator, start.discriminator)
     order = new_rng(seeds["order"])
@@ -327,6 +334,7 @@ def remove_batch(
             warmup_epochs=settings["warmup_epochs"],
             ramp=settings["ramp"],
             decay=settings["decay"],
+            averaging=settings["averaging"],
             prepare=prepare,
             **common,
         )
@@ -366,3 +374,117 @@ def calibrate(
     parts = np.array_split(rows, max(1, len(rows) // minibatch_size))
     estimate_population_statistics(generator, (stack.take(part) for part in parts), dtype)
     return to_numpy(generator)
+
+
+FEATURE_CELLS, IMAGE_CELLS = 8192, 4096  # at most, for the fits on the finished generator
+N_VIEWS = 8
+
+
+def finish(
+    weights: Weights,
+    arrays: Arrays,
+    settings: Mapping[str, Any],
+    seed: int,
+    device: str,
+    history: History,
+) -> tuple[Weights, dict[str, list[float]], list[str]]:
+    """Fit what makes profiles of features and erases the batch from images, see :mod:`skbegan.core.outputs`.
+
+    Parameters
+    ----------
+    weights : dict of str to ndarray
+        Of the generator after stage 2, with its population statistics.
+    arrays : Arrays
+    settings : mapping
+        The estimator's parameters.
+    seed : int
+    device : str
+    history : dict of str to list of float
+        Of stage 2: the fit of the profile takes no more steps than stage 2 did.
+
+    Returns
+    -------
+    weights : dict of str to ndarray
+    losses : dict of str to list of float
+        Of the fit of the profile; empty where there was none.
+    events : list of str
+    """
+    where = resolve_device(device)
+    dtype = resolve_precision(settings["precision"], where)
+    rng = new_rng(seed)
+    generator = generator_from(without_outputs(weights), where, dtype).eval()
+    cells, validation = arrays.on(where, dtype)
+    losses: dict[str, list[float]] = {}
+    events: list[str] = []
+    size = max(64, settings["minibatch_size"])
+    order = torch.randperm(len(cells), generator=rng)
+
+    def run(chosen: torch.Tensor, read: Any, turned: bool = False, of: Cells = cells) -> torch.Tensor:
+        parts = []
+        with torch.no_grad(), autocast(where, dtype):
+            for part in chosen.split(size):
+                minibatch = of.take(part)
+                parts.append(read(augment(minibatch, rng) if turned else minibatch).float())
+        return torch.cat(parts)
+
+    weight = settings["matching"] * settings["batch_weight"]
+    if weight > 0:
+        chosen = order[:FEATURE_CELLS]
+        n_views = N_VIEWS if settings["augment"] else 1
+        views = torch.stack(
+            [run(chosen, lambda part: generator.encode(part.source)[0], turned=view > 0) for view in range(n_views)]
+        )
+        on_device = chosen.to(where)
+        n_steps = len(history["epoch"]) * cells.n_minibatches(settings["minibatch_size"])
+        fitted = fit_profile(
+            views,
+            cells.batch[on_device],
+            cells.cell_type[on_device],
+            floor=settings["profile_floor"],
+            batch_weight=weight,
+            cell_type_weight=settings["cell_type_weight"],
+            steps=min(MATCHING_STEPS, n_steps),
+            rng=rng,
+        )
+        if fitted is not None:
+            generator.profile, losses = fitted
+            asked = cells if validation is None else validation
+            drawn = torch.randperm(len(asked), generator=rng)[:FEATURE_CELLS]
+            features = run(drawn, lambda part: generator.encode(part.source)[0], of=asked)
+            types = asked.cell_type[drawn.to(where)], cells.cell_type[on_device]
+            with torch.no_grad():
+                before = recalls(features, types[0], views[0], types[1])
+                after = recalls(generator.profile(features), types[0], generator.profile(views[0]), types[1])
+            events += _collapses(before.tolist(), after.tolist())
+            if any("left out" in event for event in events):
+                generator.profile, losses = nn.Identity(), {}
+    if settings["image_erasure"] and settings["batch_image_weight"] > 0:
+        chosen = order[:IMAGE_CELLS]
+        images = run(chosen, lambda part: generator(part.source)[0])
+        on_device = chosen.to(where)
+        erasure = fit_erasure(images, cells.batch[on_device], cells.cell_type[on_device])
+        if erasure is not None:
+            generator.erasure = erasure
+    return to_numpy(generator), losses, events
+
+
+def _collapses(before: list[float], after: list[float]) -> list[str]:
+    """Return what to say of cell types that are named no better than by chance, before or after the profile's fit."""
+    chance = 1.0 / max(2, len(before))
+    lost = [code for code, recall in enumerate(before) if recall <= chance]
+    newly = [code for code, recall in enumerate(after) if recall <= chance < before[code]]
+    found = []
+    if lost:
+        found.append(
+            f"batch_removal: cell types number {lost} (as in cell_types_) have collapsed: held-out cells are named no "
+            "better than by chance; lower batch_weight or raise cell_type_weight"
+        )
+    if newly:
+        found.append(
+            f"batch_removal: cell types number {newly} (as in cell_types_) would have collapsed in the profile, so its "
+            "fit was left out and the features are given as they are; lower matching or batch_weight"
+        )
+    return found
+
+
+MATCHING_STEPS = 300

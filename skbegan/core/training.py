@@ -60,6 +60,9 @@ class Stage(Protocol):
     def validate(self, cells: Minibatch) -> dict[str, Tensor]:
         """Return named losses of held-out cells, means over the minibatch, leaving every network as it was."""
 
+    def candidate(self) -> dict[str, Tensor]:
+        """Return a copy of the state of the generator that is kept if this epoch turns out to be the best."""
+
     def merit(self, losses: Mapping[str, float], progress: float) -> float:
         """Return the figure whose smallest value marks the best generator; infinite where none may be chosen."""
 
@@ -254,7 +257,7 @@ def train(
             _record(history, epoch, row)
             merit = stage.merit(held_out_means, (epoch + 1) / epochs) if held_out_means else math.nan
             if merit < best_merit:
-                best, best_merit = last_good["generator"], merit
+                best, best_merit = stage.candidate(), merit
             bar.set_postfix({k: f"{v:.3g}" for k, v in (held_out_means or means).items() if k in ("image", "total")})
             wants_stop = callback is not None and bool(callback(EpochInfo(stage.name, epoch + 1, epochs, row)))
             stopped = wants_stop and epoch + 1 < epochs
@@ -265,10 +268,9 @@ def train(
                 checkpoint.write({**state, "stopped": stopped})
             if stopped:
                 break
-    if interrupted and best is None:
-        best = last_good["generator"]
-    if best is not None:
-        stage.generator.load_state_dict(best)
+    if best is None:
+        best = last_good["generator"] if interrupted else stage.candidate()
+    stage.generator.load_state_dict(best)
     return history, interrupted
 
 
