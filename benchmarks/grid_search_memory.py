@@ -2,9 +2,9 @@
 
     python benchmarks/grid_search_memory.py [--cells 600 --side 32 --base-width 8 --folds 3 --jobs 1 --threads 1]
 
-Six settings of two loss weights are searched by cross-validation. Without `memory` each of the 6 * folds fits pretrains;
-with it, each fold pretrains once. Both searches find the same scores, which is checked. Besides wall time the processor
-time of this process is printed, which other work on the machine disturbs less (with ``--jobs 1``).
+Six settings of two loss weights are searched by cross-validation. Without `memory` each of the 6 * folds fits
+pretrains; with it, each fold pretrains once. Both searches find the same scores, which is checked. Besides wall time
+the processor time of this process is printed, which other work on the machine disturbs less (with ``--jobs 1``).
 """
 
 from __future__ import annotations
