@@ -2,6 +2,9 @@
 
 Needs only Python 3.11 or newer; the same on Linux, macOS and Windows. The package is built into a wheel and the wheel
 is installed, so that what runs is what users get.
+
+``python tasks.py lowest`` runs the fast tests in another environment, with the lowest versions that pyproject.toml
+allows. PyPI's torch of that age comes with CUDA on Linux (several GB); SKBEGAN_TORCH=2.13.0 takes another torch there.
 """
 
 from __future__ import annotations
@@ -14,13 +17,13 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent
 VENV = Path(os.environ.get("SKBEGAN_VENV", ROOT / ".venv"))
-PYTHON = VENV / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
 # -P keeps the checkout off sys.path: the installed wheel is imported, not the folder beside it.
 TASKS = {
     "quickstart": [["-P", "examples/quickstart.py"]],
     "tests": [["-P", "-m", "pytest", "tests", "-q"]],
     "fast-tests": [["-P", "-m", "pytest", "tests", "-q", "-m", "not slow"]],
     "checks": [["-m", "ruff", "check", "."], ["-m", "ruff", "format", "--check", "."], ["-m", "mypy"]],
+    "lowest": [["-P", "-m", "pytest", "tests", "-q", "-m", "not slow"]],
     "install": [],
 }
 
@@ -33,17 +36,32 @@ def run(*command: str | Path) -> None:
         sys.exit(code)
 
 
-def install() -> None:
-    """Create the environment if it is missing, and install the wheel with all that the tasks need."""
-    if not PYTHON.exists():
-        venv.create(VENV, with_pip=True)
+def install(venv_path: Path, constraints: Path, extras: str) -> Path:
+    """Create the environment if it is missing, install the wheel with all that the tasks need, return its Python."""
+    python = venv_path / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
+    if not python.exists():
+        venv.create(venv_path, with_pip=True)
     dist = ROOT / "dist"
     for old in dist.glob("skbegan-*.whl"):
         old.unlink()
-    run(PYTHON, "-m", "pip", "wheel", "-q", "--no-deps", "-w", dist, ROOT)
+    run(python, "-m", "pip", "wheel", "-q", "--no-deps", "-w", dist, ROOT)
     (wheel,) = dist.glob("skbegan-*.whl")
-    run(PYTHON, "-m", "pip", "install", "-q", "-c", "constraints.txt", f"skbegan[dev,plots] @ {wheel.as_uri()}")
-    run(PYTHON, "-m", "pip", "install", "-q", "--no-deps", "--force-reinstall", wheel)
+    run(python, "-m", "pip", "install", "-q", "-c", constraints, f"skbegan[{extras}] @ {wheel.as_uri()}")
+    run(python, "-m", "pip", "install", "-q", "--no-deps", "--force-reinstall", wheel)
+    return python
+
+
+def install_lowest() -> Path:
+    """Install the lowest versions beside the usual environment; SKBEGAN_TORCH replaces that of torch."""
+    venv_path = VENV.with_name(f"{VENV.name}-lowest")
+    constraints = ROOT / "constraints-lowest.txt"
+    if torch := os.environ.get("SKBEGAN_TORCH"):
+        lines = constraints.read_text(encoding="utf-8").splitlines()
+        lines = [f"torch=={torch}" if line.startswith("torch==") else line for line in lines]
+        venv_path.mkdir(parents=True, exist_ok=True)
+        constraints = venv_path / "constraints.txt"
+        constraints.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return install(venv_path, constraints, "test")
 
 
 def main() -> None:
@@ -51,9 +69,9 @@ def main() -> None:
     task = sys.argv[1] if len(sys.argv) == 2 else ""
     if task not in TASKS:
         sys.exit(f"usage: python tasks.py {{{'|'.join(TASKS)}}}")
-    install()
+    python = install_lowest() if task == "lowest" else install(VENV, ROOT / "constraints.txt", "dev,plots")
     for arguments in TASKS[task]:
-        run(PYTHON, *arguments)
+        run(python, *arguments)
 
 
 if __name__ == "__main__":

@@ -189,8 +189,9 @@ class BeGANTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEs
         Where the state of training is written after each epoch. A fit that was stopped, by Ctrl-C or otherwise, goes on
         from there when it is repeated with the same data and parameters; the files are removed at the end.
     random_state : int, RandomState or None, default=None
-        Seeds weights, order, dropout and splits. The global random state is neither read nor changed. On a CPU, the
-        same data, seed and number of threads give the same features to the bit, see Notes.
+        Seeds weights, order, dropout and splits. The global random state is neither read nor changed: None is another
+        seed each time. On a CPU, the same data, seed and number of threads give the same features to the bit, see
+        Notes.
     verbose : int, default=0
         1 shows a progress bar per stage.
 
@@ -204,7 +205,8 @@ class BeGANTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEs
         Length of the profile.
     history_ : dict
         ``"pretraining"`` and ``"batch_removal"``: dict of loss name to its value in each epoch, validation losses under
-        ``"validation_..."``; ``"profile"``: losses of the last fit, in ten parts; ``"events"``: list of str, what a user should know of the training.
+        ``"validation_..."``; ``"profile"``: losses of the last fit, in ten parts; ``"events"``: list of str, what a
+        user should know of the training.
     device_ : str
         Device that fit ran on.
     bf_mean_, bf_scale_, qpi_mean_, qpi_scale_ : ndarray of shape (n_channels,)
@@ -403,7 +405,9 @@ class BeGANTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEs
         resolve_precision(self.precision, device)
         removes = self.removal_epochs > 0 and validation.can_remove_batch(dataset, self.batch_target)
         earlier = self._earlier(dataset, removes) if self.warm_start and self.__sklearn_is_fitted__() else None
-        draws = check_random_state(self.random_state).randint(2**31 - 1, size=len(fitting.SEEDS))
+        # scikit-learn takes the global generator for None, which would read and change it.
+        rng = np.random.RandomState() if self.random_state is None else check_random_state(self.random_state)
+        draws = rng.randint(2**31 - 1, size=len(fitting.SEEDS))
         fit = fitting.run(
             parameters,
             dataset,
@@ -547,19 +551,23 @@ class BeGANTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEs
         return self
 
     def _recalibrate(self, bf: np.ndarray, rows: np.ndarray) -> None:
+        from skbegan.core.device import undisturbed
         from skbegan.core.recipe import calibrate
 
-        generator, stack, dtype = self._prepared(bf)
-        self._weights = calibrate(self._weights, stack, rows, generator, dtype, self.minibatch_size)
+        with undisturbed():
+            generator, stack, dtype = self._prepared(bf)
+            self._weights = calibrate(self._weights, stack, rows, generator, dtype, self.minibatch_size)
 
     def _infer(self, X_bf: Any, want: str) -> np.ndarray:
         check_is_fitted(self)
         bf = validation.check_images(X_bf, "X_bf", self.image_shape_)
+        from skbegan.core.device import undisturbed
         from skbegan.core.inference import infer
 
-        generator, stack, dtype = self._prepared(bf)
-        minibatch_size = self.minibatch_size if self.inference == "minibatch" else None
-        return infer(generator, stack, want=want, minibatch_size=minibatch_size, dtype=dtype)
+        with undisturbed():
+            generator, stack, dtype = self._prepared(bf)
+            minibatch_size = self.minibatch_size if self.inference == "minibatch" else None
+            return infer(generator, stack, want=want, minibatch_size=minibatch_size, dtype=dtype)
 
     def _prepared(self, bf: np.ndarray) -> tuple[Any, Any, Any]:
         """Return the generator on the device of now, the images as it takes them, and its dtype."""

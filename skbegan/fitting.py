@@ -14,6 +14,7 @@ import numpy as np
 from skbegan import validation
 from skbegan.core import recipe
 from skbegan.core.data import Scaling
+from skbegan.core.device import undisturbed
 from skbegan.core.training import Callback
 
 SEEDS = ("split", "weights", "order", "dropout", "removal order", "removal dropout", "classifiers")
@@ -90,6 +91,20 @@ def run(
     earlier : Earlier or None
         Where to go on from: with stage 2 if it is due, else with stage 1.
     """
+    with undisturbed():
+        return _run(parameters, dataset, draws, device, memory, removes, reference, earlier)
+
+
+def _run(
+    parameters: Mapping[str, Any],
+    dataset: validation.CellDataset,
+    draws: np.ndarray,
+    device: str,
+    memory: Any,
+    removes: bool,
+    reference: int,
+    earlier: Earlier | None,
+) -> Fit:
     seeds = dict(zip(SEEDS, draws.tolist(), strict=True))
     arrays = _arrays(dataset, parameters, seeds["split"], earlier)
     callback: Callback | None = parameters["callback"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import TypeVar
 
 import torch
@@ -50,6 +50,18 @@ def autocast(device: torch.device, dtype: torch.dtype) -> contextlib.AbstractCon
     if dtype is torch.bfloat16:
         return torch.autocast(device.type, dtype)
     return contextlib.nullcontext()
+
+
+@contextlib.contextmanager
+def undisturbed() -> Iterator[None]:
+    """Within it PyTorch computes as it does by default, whatever the caller has set for networks of their own."""
+    with (
+        torch.inference_mode(False),
+        torch.enable_grad(),
+        torch.autocast("cpu", enabled=False),
+        torch.autocast("cuda", enabled=False),
+    ):
+        yield
 
 
 def new_rng(seed: int, device: torch.device | str = "cpu") -> torch.Generator:
