@@ -142,7 +142,8 @@ def audit(
     Notes
     -----
     Most of the time goes into the probes, in proportion to the cells: about half a minute on one core for 1000 cells
-    with all defaults and ``truth``. A few thousand cells tell a lab what it needs to know.
+    with all defaults and ``truth``. A few thousand cells tell a lab what it needs to know; with a few hundred, probes
+    have little to learn from, and leakage is underrated. Give them more with ``probe_train``.
 
     Examples
     --------

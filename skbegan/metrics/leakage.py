@@ -145,7 +145,7 @@ def image_leakage(
     n_components : int, default=50
         Principal components (fewer where a probe has fewer training cells). More can hold finer traces of the batch
         and need more cells to learn from. They are given to the probe either standardised or as they vary, whichever
-        tells clearly more of its training cells, each left out in turn.
+        tells more of its training cells, each left out in turn.
 
     Returns
     -------

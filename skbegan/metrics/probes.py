@@ -28,6 +28,7 @@ MIN_CELLS = 3  # a group (a batch within a type, a type) with fewer cells is lef
 MIX = "In a search, folds must mix the batches (a shuffled KFold, not LeaveOneGroupOut over batches)."
 _MIN_RELATIVE_STD = 1e-5  # of the most variable feature; below, a feature is dead and what varies is rounding noise
 MIN_STD_TO_MEAN = 1e-6  # a few float32 rounding steps of the feature's own size
+_RIDGE = 5.0  # chose the scale that is best for the linear probe most often, on simulated and on real cells
 
 
 class NothingToMeasure(ValueError):
@@ -137,7 +138,7 @@ def _as_they_vary(probe: str, train: Array, scale: Array, codes: Array) -> bool:
     for points in (train * scale, train):
         votes = (_votes_of_neighbors if probe == "knn" else _votes_of_least_squares)(points, np.eye(len(share))[codes])
         right.append(np.sum((np.argmax(votes / share, axis=1) == codes) / share[codes]))
-    return bool(right[0] > 1.05 * right[1])  # a small difference may be the stand-in's
+    return bool(right[0] > right[1])
 
 
 def _votes_of_neighbors(points: Array, classes: Array) -> Array:
@@ -149,7 +150,7 @@ def _votes_of_neighbors(points: Array, classes: Array) -> Array:
 def _votes_of_least_squares(points: Array, classes: Array) -> Array:
     """Return each cell's one-hot ``classes`` as predicted by ridge regression on all others (in closed form)."""
     points = np.c_[points, np.ones(len(points))]
-    solved = np.linalg.solve(points.T @ points + np.eye(points.shape[1]), points.T)
+    solved = np.linalg.solve(points.T @ points + _RIDGE * np.eye(points.shape[1]), points.T)
     leverage = np.einsum("ij,ji->i", points, solved)
     return np.asarray(classes - (classes - points @ (solved @ classes)) / np.maximum(1 - leverage, 1e-9)[:, None])
 
