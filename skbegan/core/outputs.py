@@ -27,6 +27,7 @@ LEARNING_RATE = 1e-3
 CELLS_PER_STEP = 2048
 KERNEL_WIDTHS = (0.1, 0.3, 1.0)  # of the squared distance, in units of its median within the type
 RIDGE = 0.03  # of the variance of a standardised feature, in the metric of the kernels
+CELL_TYPE_SHARE = 2.0  # of the reader of the cell type in this fit, relative to stage 2
 KEEP_WEIGHT = 0.3  # of the squared distance between code and corrected code
 MIN_CELLS = 4  # in a group of type and batch
 DEAD = 1e-3  # of the spread of the most variable feature
@@ -209,7 +210,7 @@ def fit_profile(
         }
         total = batch_weight * losses["discrepancy"] + KEEP_WEIGHT * losses["correction"]
         if n_types > 1:
-            total = total + cell_type_weight * losses["cell_type"]
+            total = total + CELL_TYPE_SHARE * cell_type_weight * losses["cell_type"]
         optimizer.zero_grad(set_to_none=True)
         total.backward()
         optimizer.step()
