@@ -24,13 +24,20 @@ from threadpoolctl import threadpool_limits
 import skbegan
 from skbegan import PUBLISHED, BeGANTransformer
 from skbegan.datasets import load_cell_images, make_cell_images, resize_images
-from skbegan.metrics import batch_leakage, cell_type_accuracy, cross_batch_accuracy, image_error
+from skbegan.metrics import (
+    active_features,
+    batch_leakage,
+    cell_type_accuracy,
+    cross_batch_accuracy,
+    cross_batch_gap,
+    image_error,
+    image_leakage,
+)
 
 Array = NDArray[Any]
 Pair = tuple[Array, Array]
 
 PROBES = {"linear": "linear", "mlp": "mlp", "15nn": "knn"}
-ACTIVE = 0.01  # a feature is active if its standard deviation is above this share of the largest
 
 # Every row of the table: key, label. Those that are rivals come with their libraries from rivals.py.
 METHODS = {
@@ -203,28 +210,34 @@ def one_thread() -> Iterator[None]:
 
 def probe(features: Pair, train: Cells, audit: Cells, seed: int) -> dict[str, float]:
     """Return what fresh probes, trained on the training cells, read from the features of the audit cells."""
-    joined = np.concatenate(features)
-    batch = np.concatenate([train.batch, audit.batch])
-    cell_type = np.concatenate([train.cell_type, audit.cell_type])
-    options: dict[str, Any] = {"probe_train": np.arange(len(joined)) < len(train), "random_state": seed}
+    joined, batch, cell_type, options = _for_probes(features, train, audit, seed)
     found: dict[str, Any] = {"cell_type": cell_type_accuracy(joined, cell_type, **options)}
     for name, kind in PROBES.items():
         found[f"leakage_{name}"] = batch_leakage(joined, batch, cell_type, probe=kind, **options)
     found["cross_batch"] = cross_batch_accuracy(joined, batch, cell_type, **options)
-    found["gap"] = found["cell_type"] - found["cross_batch"]
+    found["gap"] = cross_batch_gap(joined, batch, cell_type, **options)
     return {name: float(value) for name, value in found.items()}
 
 
 def judge_images(images: Pair, train: Cells, audit: Cells, seed: int) -> dict[str, float]:
     """Return how true images are to the batch-free ones, and what probes read from their principal components."""
     error = image_error(images[1], audit.truth)
-    return {"mae": error.mae, "pearson": error.pearson} | probe(principal_components(*images, seed), train, audit, seed)
+    joined, batch, cell_type, options = _for_probes(images, train, audit, seed)
+    found: dict[str, Any] = {"mae": error.mae, "pearson": error.pearson}
+    for name, kind in PROBES.items():
+        found[f"leakage_{name}"] = image_leakage(joined, batch, cell_type, probe=kind, **options)
+    features = np.concatenate(principal_components(*images, seed))
+    found["cell_type"] = cell_type_accuracy(features, cell_type, **options)
+    found["cross_batch"] = cross_batch_accuracy(features, batch, cell_type, **options)
+    return {name: float(value) for name, value in found.items()}
 
 
-def active_share(features: Array) -> float:
-    """Return the share of features that vary."""
-    std = features.std(axis=0)
-    return float(np.mean(std > ACTIVE * std.max())) if std.max() > 0 else 0.0
+def _for_probes(values: Pair, train: Cells, audit: Cells, seed: int) -> tuple[Array, Array, Array, dict[str, Any]]:
+    """Return values, batches and types of all cells, and the options with which probes learn from the first."""
+    joined = np.concatenate(values)
+    batch = np.concatenate([train.batch, audit.batch])
+    cell_type = np.concatenate([train.cell_type, audit.cell_type])
+    return joined, batch, cell_type, {"probe_train": np.arange(len(joined)) < len(train), "random_state": seed}
 
 
 def pixel_methods(wanted: list[str], train: Cells, audit: Cells, seed: int) -> dict[str, Pair]:
@@ -287,7 +300,7 @@ def _run_all(
             model, training[name] = fit(name, train, job, settings)
             features[name] = model.transform(train.bf), model.transform(audit.bf)
             images[name] = model.predict_image(train.bf), model.predict_image(audit.bf)
-            active[name] = active_share(features[name][1])
+            active[name] = active_features(features[name][1])
     if "stage1" in features:
         features |= rival_methods(methods, features["stage1"], train, audit, seed)
         for name in {"background", "contrast"} & set(methods):

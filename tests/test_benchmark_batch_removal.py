@@ -229,6 +229,8 @@ def test_goals_say_what_is_missed_and_by_how_much(bench: Any) -> None:
     text = report.goals_text(list(found.values()))
     assert "MISSED  leakage, linear: at most 0.15 above the ceiling" in text
     assert "missed by up to 0.20 in 1 of 2" in text and "missed by up to 0.005 in 2 of 2" in text
+    below = found["image leakage, linear: below stage 1"]  # equal is not below
+    assert not below["met"] and below["reached"] == [False, False]
     assert not any("batch not trained on" in goal for goal in found)  # was not run
 
 
