@@ -401,7 +401,7 @@ def _weights(path: Path, file: Any, fitted: dict[str, Any]) -> dict[str, np.ndar
                 out_channels=_n_channels(fitted["target_shape"]),
                 head_widths=_head_widths(shapes),
             )
-            attach_outputs(generator, shapes)
+        attach_outputs(generator, shapes)
     except (ValueError, TypeError, LookupError, RuntimeError, OverflowError) as error:
         raise _refusal(path, f"there is no generator of its widths ({error})") from error
     expected = {

@@ -50,7 +50,7 @@ def test_shapes_dtypes_and_fitted_attributes(fitted, cells):
     assert fitted.image_shape_ == fitted.target_shape_ == (16, 16)
     assert fitted.n_features_out_ == 16
     assert fitted.device_ == "cpu"
-    assert set(fitted.history_) == {"pretraining", "batch_removal", "events"}
+    assert set(fitted.history_) == {"pretraining", "batch_removal", "profile", "events"}
     assert fitted.get_feature_names_out().tolist() == [f"begantransformer{i}" for i in range(16)]
 
 

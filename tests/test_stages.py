@@ -57,7 +57,14 @@ def make_stage(kind: str, **changes: Any) -> Any:
     }
     if kind == "published":
         return PublishedRemoval(*networks(), **(common | {"n_subsets": 4, "classifier_epochs": 2} | changes))
-    online = {"n_adversaries": 2, "adversary_steps": 2, "warmup_epochs": 1, "ramp": 0.3, "decay": 0.5}
+    online = {
+        "n_adversaries": 2,
+        "adversary_steps": 2,
+        "warmup_epochs": 1,
+        "ramp": 0.3,
+        "decay": 0.5,
+        "averaging": 0.99,
+    }
     return BatchRemoval(*networks(), **(common | online | changes))
 
 

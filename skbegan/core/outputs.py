@@ -19,8 +19,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from skbegan.core.device import Adam
-from skbegan.core.networks import Generator, initialise
+from skbegan.core.device import Adam, new_rng
+from skbegan.core.networks import Generator, build
 
 HIDDEN = 128
 LEARNING_RATE = 1e-3
@@ -99,7 +99,7 @@ def attach_outputs(generator: Generator, shapes: Mapping[str, Sequence[int]]) ->
     generator.profile, generator.erasure = nn.Identity(), nn.Identity()
     if "profile.read" in shapes:
         hidden = shapes["profile.correction.0.weight"][0]
-        generator.profile = ProfileMap(*shapes["profile.read"], hidden)
+        generator.profile = build(ProfileMap, *shapes["profile.read"], hidden, rng=new_rng(0))
     if "erasure.centre" in shapes:
         generator.erasure = ImageErasure(shapes["erasure.centre"], shapes["erasure.write"][0])
     return generator
@@ -178,17 +178,16 @@ def fit_profile(
         None is returned, for both, where no cell type has two batches or the features do not vary.
     """
     members = Groups(batch, cell_type).members()
-    profile = _principal_map(views[0], floor)
+    profile = _principal_map(views[0], floor, rng)
     if profile is None or not members or steps < 1:
         return None
     _, n, _ = views.shape
     device = views.device
-    initialise(profile, rng)
     nn.init.zeros_(profile.correction[-1].weight)  # type: ignore[arg-type]
     profile.to(device)
     codes = (views - profile.centre) @ profile.read
     rank, n_types = codes.shape[2], int(cell_type.max()) + 1
-    reader = initialise(nn.Linear(rank, n_types), rng).to(device)
+    reader = build(nn.Linear, rank, n_types, rng=rng).to(device)
     optimizer = Adam([*profile.correction.parameters(), *reader.parameters()], LEARNING_RATE)
     recorded: dict[str, list[Tensor]] = {"discrepancy": [], "cell_type": [], "correction": []}
     for step in range(steps):
@@ -223,7 +222,7 @@ def fit_profile(
     return profile.requires_grad_(False).eval(), history
 
 
-def _principal_map(features: Tensor, floor: float) -> ProfileMap | None:
+def _principal_map(features: Tensor, floor: float, rng: torch.Generator) -> ProfileMap | None:
     """Return the map to the principal components of the standardised features, not corrected yet."""
     wide = features.to(torch.float64)
     mean, spread = wide.mean(0), wide.std(0, correction=0)
@@ -236,8 +235,10 @@ def _principal_map(features: Tensor, floor: float) -> ProfileMap | None:
     variance, directions = variance[kept].flip(0), directions[:, kept].flip(1)
     # Faint directions stay somewhat fainter than strong ones: they are known less well.
     size = variance.sqrt() + floor**0.5
-    profile = ProfileMap(features.shape[1], len(size))
+    profile = build(ProfileMap, features.shape[1], len(size), rng=rng).to(features.device)
     profile.centre.copy_(mean)
+    profile.read.zero_()
+    profile.write.zero_()
     profile.read[alive] = (directions / spread[alive, None] / size).to(profile.read.dtype)
     profile.write[:, alive] = (directions * spread[alive, None] * size).T.to(profile.write.dtype)
     return profile
@@ -347,8 +348,11 @@ def fit_erasure(
         offsets.append((means - means.mean(0)) * weights[:, None])
     stacked = torch.cat(offsets) @ whiten
     _, sizes, directions = torch.linalg.svd(stacked, full_matrices=False)
-    # The largest singular value of pure noise (Marchenko and Pastur's edge).
-    by_chance = (len(stacked) - len(members)) ** 0.5 + stacked.shape[1] ** 0.5
+    # The largest singular value of pure noise (Marchenko and Pastur's edge), with the metric known from so many cells
+    # only, and some room for its scatter.
+    n_cells, n_codes = sum(len(group) for groups in members for group in groups), stacked.shape[1]
+    by_chance = (len(stacked) - len(members)) ** 0.5 + n_codes**0.5
+    by_chance *= 1.05 * (n_cells / max(n_cells - n_codes, n_cells / 4)) ** 0.5
     rank = min(int((sizes > by_chance).sum()), len(kept) // 2)
     if rank == 0:
         return None

@@ -1,0 +1,138 @@
+"""What is taken from features and images once the generator stands still."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from skbegan import BeGANTransformer, load, save
+from skbegan.core.device import new_rng
+from skbegan.core.outputs import Groups, discrepancy, fit_erasure, fit_profile, recalls
+from skbegan.datasets import make_cell_images
+from skbegan.metrics import batch_leakage, cell_type_accuracy
+
+N = 600
+
+
+def labels(n: int = N) -> tuple[torch.Tensor, torch.Tensor]:
+    """Two types in three batches."""
+    return torch.arange(n) % 3, torch.arange(n) // 3 % 2
+
+
+def features(seed: int, n: int = N, d: int = 6) -> torch.Tensor:
+    """Type in the first feature; batch as a shift of the second and, without a shift, as the size of the third."""
+    batch, cell_type = labels(n)
+    values = torch.randn(n, d, generator=new_rng(seed))
+    values[:, 0] += 4.0 * cell_type
+    values[:, 1] += 2.0 * batch
+    values[:, 2] *= 0.3 + batch
+    return values
+
+
+def fit(values: torch.Tensor, **changes: object) -> object:
+    settings = {"floor": 0.01, "batch_weight": 20.0, "cell_type_weight": 1.0, "steps": 150, "rng": new_rng(0)}
+    return fit_profile(values[None], *labels(len(values)), **(settings | changes))
+
+
+def leakage(values: torch.Tensor, probe: str) -> float:
+    batch, cell_type = labels(len(values))
+    return float(batch_leakage(values.numpy(), batch.numpy(), cell_type.numpy(), probe=probe))
+
+
+def test_the_profile_frees_new_cells_of_shifts_and_of_sizes_and_keeps_the_type():
+    profile, losses = fit(features(0))
+    new = features(1)
+    before, after = new, profile(new)
+    assert after.shape == before.shape
+    assert leakage(before, "linear") > 0.6
+    assert leakage(after, "linear") < 0.2
+    assert leakage(before[:, [2]], "mlp") > 0.2
+    assert leakage(after, "mlp") < 0.3
+    assert cell_type_accuracy(after.numpy(), labels()[1].numpy()) > 0.95
+    assert losses["discrepancy"][-1] < 0.2 * losses["discrepancy"][0]
+
+
+def test_the_profile_depends_on_the_seed_alone_and_leaves_the_global_state():
+    state = torch.get_rng_state()
+    first, second = (fit(features(0), steps=5)[0](features(1)) for _ in range(2))
+    assert torch.equal(first, second)
+    assert torch.equal(state, torch.get_rng_state())
+
+
+def test_faint_directions_are_left_out():
+    values = features(0)
+    values[:, 5] = values[:, 0] + 1e-2 * torch.randn(N, generator=new_rng(3)) * (1 + labels()[0])
+    few, _ = fit(values, floor=0.1, steps=1)
+    all_, _ = fit(values, floor=0.0, steps=1)
+    assert few.read.shape[1] == 5
+    assert all_.read.shape[1] == 6
+
+
+@pytest.mark.parametrize("case", ["one batch per type", "constant", "no steps"])
+def test_there_is_no_profile_where_nothing_can_be_fitted(case):
+    values, (batch, cell_type) = features(0), labels()
+    if case == "one batch per type":
+        batch = cell_type
+    elif case == "constant":
+        values = torch.ones(N, 6)
+    steps = 0 if case == "no steps" else 3
+    common = {"floor": 0.1, "batch_weight": 1.0, "cell_type_weight": 1.0, "rng": new_rng(0)}
+    assert fit_profile(values[None], batch, cell_type, steps=steps, **common) is None
+
+
+def test_discrepancy_is_zero_for_equal_distributions_and_sees_more_than_means():
+    members = Groups(*labels()).members()
+    same = torch.randn(N, 4, generator=new_rng(0))
+    wider = same.clone()
+    wider[:, 0] *= 1.0 + labels()[0]
+    assert abs(float(discrepancy(same, members))) < 0.05
+    assert float(discrepancy(wider, members)) > 0.1
+
+
+def test_recalls_name_the_type_that_has_collapsed():
+    cell_type = torch.arange(90) % 3
+    values = torch.eye(3)[cell_type] + 0.05 * torch.randn(90, 3, generator=new_rng(0))
+    values[cell_type == 2] = values[cell_type == 1][torch.randperm(30, generator=new_rng(1))]
+    found = recalls(values, cell_type, values, cell_type).tolist()
+    assert found[0] == 1.0
+    assert found[1] + found[2] < 1.4
+
+
+def images(seed: int, strength: float) -> torch.Tensor:
+    batch, cell_type = labels()
+    values = torch.randn(N, 1, 8, 8, generator=new_rng(seed))
+    pattern = torch.linspace(-1, 1, 8)[:, None].expand(8, 8)
+    return values + strength * batch[:, None, None, None] * pattern + 2.0 * cell_type[:, None, None, None]
+
+
+def test_erasure_takes_a_linear_batch_effect_from_new_images_and_little_else():
+    erasure = fit_erasure(images(0, 1.0), *labels())
+    new = images(1, 1.0)
+    cleaned = erasure(new)
+    assert leakage(new.flatten(1), "linear") > 0.9
+    assert leakage(cleaned.flatten(1), "linear") < 0.2
+    assert cell_type_accuracy(cleaned.flatten(1).numpy(), labels()[1].numpy()) > 0.95
+    truth = images(1, 0.0) + torch.linspace(-1, 1, 8)[:, None]  # the batches' mean look
+    assert float((cleaned - truth).abs().mean()) < 0.5 * float((new - truth).abs().mean())
+
+
+def test_erasure_finds_nothing_where_there_is_no_batch_effect():
+    assert fit_erasure(images(0, 0.0), *labels()) is None
+
+
+def test_the_estimator_saves_profile_and_erasure_and_drops_them_where_they_are_not_wanted(tmp_path):
+    cells = make_cell_images(240, 2, 2, 16, random_state=0)
+    settings = {"base_width": 4, "n_features": 16, "pretrain_epochs": 1, "removal_epochs": 2, "random_state": 0}
+    est = BeGANTransformer(**settings).fit(cells.bf, cells.qpi, cells.batch, cells.cell_type)
+    names = {name.split(".")[0] for name in est._weights}
+    assert "erasure" in names
+    assert ("profile" in names) == ("profile" in est.history_)
+    save(est, tmp_path / "model.safetensors")
+    other = load(tmp_path / "model.safetensors")
+    np.testing.assert_array_equal(other.transform(cells.bf), est.transform(cells.bf))
+    np.testing.assert_array_equal(other.predict_image(cells.bf), est.predict_image(cells.bf))
+    plain = BeGANTransformer(**settings, matching=0.0, image_erasure=False)
+    plain.fit(cells.bf, cells.qpi, cells.batch, cells.cell_type)
+    assert not {name.split(".")[0] for name in plain._weights} & {"profile", "erasure"}
+    assert (plain.transform(cells.bf) >= 0).all()
