@@ -280,7 +280,7 @@ class BatchRemoval(ConditionalGAN):
     def _average(self) -> None:
         if self.averaging == 0:
             return
-        weights = list(self.generator.parameters())
+        weights: list[Tensor] = list(self.generator.parameters())
         if not self.average:
             self.average = [weight.detach().clone() for weight in weights]
         # A short memory at first, so that the average does not drag the start along.
