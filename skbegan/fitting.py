@@ -46,9 +46,10 @@ class Fit:
 
     def finish(self, weights: recipe.Weights, parameters: Mapping[str, Any]) -> tuple[recipe.Weights, dict[str, Any]]:
         """Fit profile and image erasure on the finished generator; return its weights and the whole history."""
-        weights, losses, events = recipe.finish(
-            weights, self.arrays, parameters, self.seed, self.device, self.history["batch_removal"]
-        )
+        with undisturbed():
+            weights, losses, events = recipe.finish(
+                weights, self.arrays, parameters, self.seed, self.device, self.history["batch_removal"]
+            )
         for event in events:
             warnings.warn(event, RuntimeWarning, stacklevel=3)  # the caller of fit
         events = [*self.history["events"], *events]
