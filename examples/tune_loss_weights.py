@@ -30,7 +30,7 @@ matplotlib.use("Agg")  # into a file, on machines without a screen too
 import matplotlib.pyplot as plt
 import numpy as np
 from sklearn.linear_model import LogisticRegression
-from sklearn.model_selection import GridSearchCV, LeaveOneGroupOut, StratifiedKFold
+from sklearn.model_selection import GridSearchCV, LeaveOneGroupOut, StratifiedShuffleSplit
 from sklearn.pipeline import Pipeline
 from sklearn.preprocessing import StandardScaler
 
@@ -38,7 +38,7 @@ from skbegan import BeGANTransformer
 from skbegan.datasets import make_cell_images
 from skbegan.metrics import FeatureScorer
 
-N_TYPES, N_BATCHES, BATCHES_PER_TYPE = 4, 4, 3
+N_TYPES, N_BATCHES = 3, 4
 
 Table = dict[str, np.ndarray]
 
@@ -46,7 +46,7 @@ Table = dict[str, np.ndarray]
 def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("out", type=Path, nargs="?", default=Path("outputs/tune_loss_weights"), help="output folder")
-    parser.add_argument("--weights", type=float, nargs="+", default=[0.0, 0.3, 1.0, 3.0, 10.0], metavar="W")
+    parser.add_argument("--weights", type=float, nargs="+", default=[0.0, 0.3, 1.0, 3.0], metavar="W")
     parser.add_argument("--n-cells", type=int, default=360, metavar="N")
     parser.add_argument("--image-size", type=int, default=32, metavar="N", help="side in pixels")
     parser.add_argument("--base-width", type=int, default=8, metavar="N")
@@ -60,9 +60,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     args = parse_arguments(arguments)
     args.out.mkdir(parents=True, exist_ok=True)
     start = time.perf_counter()
-    cells = make_cell_images(
-        args.n_cells, N_TYPES, N_BATCHES, args.image_size, batches_per_type=BATCHES_PER_TYPE, random_state=3
-    )
+    cells = make_cell_images(args.n_cells, N_TYPES, N_BATCHES, args.image_size, random_state=3)
     with TemporaryDirectory(ignore_cleanup_errors=True) as cache:
         pipe = Pipeline(
             [
@@ -110,7 +108,7 @@ def search(pipe: Pipeline, cells: Any, weights: Sequence[float], jobs: int) -> t
     }
     labelled = {name: scorer.with_labels(cells.bf, cells.batch, cells.cell_type) for name, scorer in measures.items()}
     groups = np.char.add(cells.batch, cells.cell_type)
-    folds = list(StratifiedKFold(2, shuffle=True, random_state=0).split(cells.bf, groups))
+    folds = list(StratifiedShuffleSplit(2, test_size=1 / 3, random_state=0).split(cells.bf, groups))
     mixed = GridSearchCV(pipe, grid, cv=folds, scoring=labelled, refit=False, n_jobs=jobs, error_score="raise")
     mixed.fit(cells.bf, cells.cell_type, **images)
 
