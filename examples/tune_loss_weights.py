@@ -50,7 +50,7 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--n-cells", type=int, default=360, metavar="N")
     parser.add_argument("--image-size", type=int, default=32, metavar="N", help="side in pixels")
     parser.add_argument("--base-width", type=int, default=8, metavar="N")
-    parser.add_argument("--epochs", type=int, nargs=2, default=[20, 30], metavar="N", help="of the two stages")
+    parser.add_argument("--epochs", type=int, nargs=2, default=[15, 25], metavar="N", help="of the two stages")
     parser.add_argument("--jobs", type=int, default=2, metavar="N", help="fits side by side")
     return parser.parse_args(arguments)
 
