@@ -159,7 +159,7 @@ class BeGANTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEs
     augment : bool, default=True
         Flip and turn each pair of images at random (the eight symmetries of the square) while training.
     validation_fraction : float, default=0.1
-        Share of the cells, stratified by batch and cell type, held out to choose the best generator of each stage.
+        Share of the cells, stratified by batch and cell type, held out to choose, in stage 2 to watch, generators.
     standardize : bool, default=True
         Standardise each channel by its mean and standard deviation over the training cells. Loss weights refer to
         standardised images; predictions come in the units of the target all the same.

@@ -8,7 +8,7 @@ import torch
 
 from skbegan import BeGANTransformer, load, save
 from skbegan.core.device import new_rng
-from skbegan.core.outputs import Groups, discrepancy, fit_erasure, fit_profile, recalls
+from skbegan.core.outputs import discrepancy, fit_erasure, fit_profile, group_members, recalls
 from skbegan.datasets import make_cell_images
 from skbegan.metrics import batch_leakage, cell_type_accuracy
 
@@ -82,7 +82,7 @@ def test_there_is_no_profile_where_nothing_can_be_fitted(case):
 
 
 def test_discrepancy_is_zero_for_equal_distributions_and_sees_more_than_means():
-    members = Groups(*labels()).members()
+    members = group_members(*labels())
     same = torch.randn(N, 4, generator=new_rng(0))
     wider = same.clone()
     wider[:, 0] *= 1.0 + labels()[0]
@@ -115,6 +115,34 @@ def test_erasure_takes_a_linear_batch_effect_from_new_images_and_little_else():
     assert cell_type_accuracy(cleaned.flatten(1).numpy(), labels()[1].numpy()) > 0.95
     truth = images(1, 0.0) + torch.linspace(-1, 1, 8)[:, None]  # the batches' mean look
     assert float((cleaned - truth).abs().mean()) < 0.5 * float((new - truth).abs().mean())
+
+
+def test_profile_and_erasure_are_as_exact_under_autocast():
+    profile, _ = fit(features(0), steps=5)
+    erasure = fit_erasure(images(0, 1.0), *labels())
+    plain = profile(features(1)), erasure(images(1, 1.0))
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(profile(features(1)), plain[0])
+        assert torch.equal(erasure(images(1, 1.0)), plain[1])
+
+
+def test_more_cells_than_a_step_takes(monkeypatch):
+    monkeypatch.setattr("skbegan.core.outputs.CELLS_PER_STEP", 300)
+    profile, _ = fit(features(0))
+    assert leakage(profile(features(1)), "linear") < 0.25
+
+
+@pytest.mark.parametrize("matching", [0.0, 20.0])
+def test_a_cell_type_that_has_collapsed_is_warned_of_and_written_down(matching):
+    cells = make_cell_images(240, 2, 2, 16, random_state=0)
+    same = np.arange(240) % 2  # labels without any meaning: the two types cannot both be told
+    est = BeGANTransformer(
+        base_width=4, n_features=16, pretrain_epochs=1, removal_epochs=1, warmup_epochs=0, matching=matching,
+        cell_type_weight=0.0, cell_type_image_weight=0.0, random_state=0,
+    )  # fmt: skip
+    with pytest.warns(RuntimeWarning, match="collapsed"):
+        est.fit(cells.bf, cells.qpi, cells.batch, same)
+    assert any("collapsed" in event for event in est.history_["events"])
 
 
 def test_erasure_finds_nothing_where_there_is_no_batch_effect():

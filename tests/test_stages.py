@@ -448,3 +448,25 @@ def test_minibatches_of_any_dtype_come_standardised(dtype):
     assert out.shape == (2, 3, 16, 16)
     assert out.dtype is torch.float32
     np.testing.assert_allclose(out[:, 0].numpy(), (images[[4, 1], :, :, 0].astype(float) - 0.5) / 2)
+
+
+def test_stage_2_keeps_the_last_generator_averaged_over_steps():
+    stage, cells = make_stage("online", averaging=0.5), make_cells()
+    seen = []
+    for minibatch in cells.in_order(8):
+        stage.step(minibatch, 0.5)
+        seen.append({name: weight.detach().clone() for name, weight in stage.generator.named_parameters()})
+    kept = stage.candidate()
+    for name, expected in seen[0].items():
+        for n, later in enumerate(seen[1:], 1):
+            decay = min(0.5, n / (n + 10.0))
+            expected = decay * expected + (1.0 - decay) * later[name]
+        torch.testing.assert_close(kept[name], expected, rtol=1e-4, atol=1e-7)
+    assert any(not torch.equal(kept[name], last) for name, last in seen[-1].items())
+    alive = {"total": 9.0, "active_features": 1.0}
+    assert stage.merit({**alive, "total": 99.0}, 0.9) < stage.merit(alive, 0.8)
+    with pytest.warns(RuntimeWarning, match="features are active"):
+        assert stage.merit({"total": 1.0, "active_features": 0.0}, 1.0) == float("inf")
+    last = make_stage("online", averaging=0.0)
+    last.step(next(iter(cells.in_order(8))), 0.5)
+    assert all(torch.equal(last.candidate()[name], w) for name, w in last.generator.named_parameters())

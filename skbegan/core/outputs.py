@@ -13,7 +13,6 @@ Both see one cell at a time and neither its batch nor its type, so they serve ce
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -64,8 +63,11 @@ class ProfileMap(nn.Module):
         return code + self.correction(code)
 
     def forward(self, features: Tensor) -> Tensor:
-        code = (features.to(self.centre.dtype) - self.centre) @ self.read
-        return self.centre + self.corrected(code) @ self.write
+        with torch.autocast(
+            features.device.type, enabled=False
+        ):  # bfloat16 would add noise of the size of what is kept
+            code = (features.to(self.centre.dtype) - self.centre) @ self.read
+            return self.centre + self.corrected(code) @ self.write
 
 
 class ImageErasure(nn.Module):
@@ -89,9 +91,10 @@ class ImageErasure(nn.Module):
         self.register_buffer("write", torch.zeros(rank, *shape))
 
     def forward(self, images: Tensor) -> Tensor:
-        images = images.to(self.centre.dtype)
-        code = torch.einsum("nchw,chwk->nk", images - self.centre, self.read)
-        return images - torch.einsum("nk,kchw->nchw", code, self.write)
+        with torch.autocast(images.device.type, enabled=False):
+            images = images.to(self.centre.dtype)
+            code = torch.einsum("nchw,chwk->nk", images - self.centre, self.read)
+            return images - torch.einsum("nk,kchw->nchw", code, self.write)
 
 
 def attach_outputs(generator: Generator, shapes: Mapping[str, Sequence[int]]) -> Generator:
@@ -105,32 +108,34 @@ def attach_outputs(generator: Generator, shapes: Mapping[str, Sequence[int]]) ->
     return generator
 
 
-@dataclass(frozen=True)
-class Groups:
-    """Cells by cell type and batch: only groups of at least `MIN_CELLS`, only types with two such groups.
+Members = list[list[Tensor]]
+
+
+def group_members(batch: Tensor, cell_type: Tensor, device: torch.device | None = None) -> Members:
+    """Return, for each cell type, the positions of the cells of each of its batches.
+
+    Only groups of at least `MIN_CELLS` cells count, and only types with two of them.
 
     Parameters
     ----------
     batch, cell_type : Tensor of int, shape (n,)
+        On the CPU, or else the device is waited for.
+    device : torch.device, optional
+        Of the positions; by default that of `batch`.
     """
-
-    batch: Tensor
-    cell_type: Tensor
-
-    def members(self) -> list[list[Tensor]]:
-        """Return, for each type that counts, the positions of the cells of each of its batches."""
-        batch, cell_type = self.batch.cpu(), self.cell_type.cpu()
-        found = []
-        for code in cell_type.unique().tolist():
-            own = cell_type == code
-            groups = [torch.nonzero(own & (batch == b)).flatten() for b in batch[own].unique().tolist()]
-            groups = [group.to(self.batch.device) for group in groups if len(group) >= MIN_CELLS]
-            if len(groups) > 1:
-                found.append(groups)
-        return found
+    device = batch.device if device is None else device
+    batch, cell_type = batch.cpu(), cell_type.cpu()
+    found = []
+    for code in cell_type.unique().tolist():
+        own = cell_type == code
+        groups = [torch.nonzero(own & (batch == b)).flatten() for b in batch[own].unique().tolist()]
+        groups = [group.to(device, non_blocking=True) for group in groups if len(group) >= MIN_CELLS]
+        if len(groups) > 1:
+            found.append(groups)
+    return found
 
 
-def within_groups(values: Tensor, members: list[list[Tensor]]) -> Tensor:
+def within_groups(values: Tensor, members: Members) -> Tensor:
     """Return the pooled covariance of the cells about the means of their groups."""
     parts = [values[group] - values[group].mean(0) for groups in members for group in groups]
     residuals = torch.cat(parts)
@@ -177,12 +182,13 @@ def fit_profile(
         ``"discrepancy"``, ``"cell_type"`` and ``"correction"``: means over ten parts of the fit.
         None is returned, for both, where no cell type has two batches or the features do not vary.
     """
-    members = Groups(batch, cell_type).members()
+    device = views.device
+    on_host = batch.cpu(), cell_type.cpu()
+    members = group_members(*on_host, device)
     profile = _principal_map(views[0], floor, rng)
     if profile is None or not members or steps < 1:
         return None
     _, n, _ = views.shape
-    device = views.device
     nn.init.zeros_(profile.correction[-1].weight)  # type: ignore[arg-type]
     profile.to(device)
     codes = (views - profile.centre) @ profile.read
@@ -192,14 +198,12 @@ def fit_profile(
     recorded: dict[str, list[Tensor]] = {"discrepancy": [], "cell_type": [], "correction": []}
     for step in range(steps):
         optimizer.set_learning_rate(LEARNING_RATE * min(1.0, 2.0 * (1.0 - step / steps)))
-        drawn = torch.randperm(n, generator=rng)[:CELLS_PER_STEP].to(device) if n > CELLS_PER_STEP else None
-        view = torch.randint(len(codes), (n,), generator=rng).to(device)
-        code = codes[view, torch.arange(n, device=device)]
-        part = members
-        types = cell_type
-        if drawn is not None:
-            code, types = code[drawn], cell_type[drawn]
-            part = Groups(batch[drawn], types).members()
+        part, types, rows = members, cell_type, torch.arange(n)
+        if n > CELLS_PER_STEP:
+            rows = torch.randperm(n, generator=rng)[:CELLS_PER_STEP]
+            part, types = group_members(on_host[0][rows], on_host[1][rows], device), cell_type[rows.to(device)]
+        view = torch.randint(len(codes), (len(rows),), generator=rng)
+        code = codes[view.to(device), rows.to(device)]
         corrected = profile.corrected(code)
         scaled = (corrected - corrected.mean(0).detach()) / (corrected.std(0).detach() + 1e-6)
         losses = {
@@ -266,7 +270,7 @@ def recalls(values: Tensor, cell_type: Tensor, known: Tensor, known_type: Tensor
     return torch.zeros_like(counts).index_add(0, cell_type, right) / asked
 
 
-def discrepancy(values: Tensor, members: list[list[Tensor]]) -> Tensor:
+def discrepancy(values: Tensor, members: Members) -> Tensor:
     """Return how differently the batches of a cell type are distributed: kernel discrepancy, averaged over types.
 
     Unbiased, so about 0 for batches that are alike; relative to the mean of the kernel, summed over its widths.
@@ -324,7 +328,7 @@ def fit_erasure(
     erasure : ImageErasure
         None where no cell type has two batches, or no direction tells them apart.
     """
-    members = Groups(batch, cell_type).members()
+    members = group_members(batch, cell_type)
     if not members:
         return None
     flat = images.flatten(1).to(torch.float64)

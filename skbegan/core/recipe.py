@@ -376,8 +376,9 @@ def calibrate(
     return to_numpy(generator)
 
 
-FEATURE_CELLS, IMAGE_CELLS = 8192, 4096  # at most, for the fits on the finished generator
-N_VIEWS = 8
+# Of the fits on the finished generator: cells at most, values of all images at most, views of a cell, steps at most.
+FEATURE_CELLS, IMAGE_CELLS, IMAGE_VALUES = 8192, 4096, 2**25
+N_VIEWS, MATCHING_STEPS = 8, 300
 
 
 def finish(
@@ -427,15 +428,16 @@ def finish(
                 parts.append(read(augment(minibatch, rng) if turned else minibatch).float())
         return torch.cat(parts)
 
+    def encode(part: Minibatch) -> torch.Tensor:
+        return generator.encode(part.source)[0]
+
+    chosen = order[:FEATURE_CELLS]
+    on_device = chosen.to(where)
     weight = settings["matching"] * settings["batch_weight"]
+    n_views = N_VIEWS if settings["augment"] and weight > 0 else 1
+    views = torch.stack([run(chosen, encode, turned=view > 0) for view in range(n_views)])
+    fitted = None
     if weight > 0:
-        chosen = order[:FEATURE_CELLS]
-        n_views = N_VIEWS if settings["augment"] else 1
-        views = torch.stack(
-            [run(chosen, lambda part: generator.encode(part.source)[0], turned=view > 0) for view in range(n_views)]
-        )
-        on_device = chosen.to(where)
-        n_steps = len(history["epoch"]) * cells.n_minibatches(settings["minibatch_size"])
         fitted = fit_profile(
             views,
             cells.batch[on_device],
@@ -443,23 +445,34 @@ def finish(
             floor=settings["profile_floor"],
             batch_weight=weight,
             cell_type_weight=settings["cell_type_weight"],
-            steps=min(MATCHING_STEPS, n_steps),
+            steps=min(MATCHING_STEPS, len(history["epoch"]) * cells.n_minibatches(settings["minibatch_size"])),
             rng=rng,
         )
-        if fitted is not None:
-            generator.profile, losses = fitted
-            asked = cells if validation is None else validation
-            drawn = torch.randperm(len(asked), generator=rng)[:FEATURE_CELLS]
-            features = run(drawn, lambda part: generator.encode(part.source)[0], of=asked)
-            types = asked.cell_type[drawn.to(where)], cells.cell_type[on_device]
-            with torch.no_grad():
-                before = recalls(features, types[0], views[0], types[1])
-                after = recalls(generator.profile(features), types[0], generator.profile(views[0]), types[1])
-            events += _collapses(before.tolist(), after.tolist())
-            if any("left out" in event for event in events):
-                generator.profile, losses = nn.Identity(), {}
+    asked = cells if validation is None else validation
+    drawn = torch.randperm(len(asked), generator=rng)[:FEATURE_CELLS]
+    features = run(drawn, encode, of=asked)
+    types = asked.cell_type[drawn.to(where)], cells.cell_type[on_device]
+    lost = _collapsed(recalls(features, types[0], views[0], types[1]))
+    if lost:
+        events.append(
+            f"batch_removal: cell types number {lost} of cell_types_ have collapsed, their cells are named no better "
+            "than by chance; lower batch_weight, raise cell_type_weight or train longer"
+        )
+    if fitted is not None:
+        profile, losses = fitted
+        profiles = profile(features), profile(views[0])
+        newly = sorted(set(_collapsed(recalls(profiles[0], types[0], profiles[1], types[1]))) - set(lost))
+        if newly:
+            losses = {}
+            events.append(
+                f"batch_removal: cell types number {newly} of cell_types_ would have collapsed in the fit of the "
+                "profile, so it was left out and the features are given as they are; lower matching or batch_weight"
+            )
+        else:
+            generator.profile = profile
     if settings["image_erasure"] and settings["batch_image_weight"] > 0:
-        chosen = order[:IMAGE_CELLS]
+        values = arrays.side**2 * len(arrays.qpi_scaling.mean)
+        chosen = order[: min(IMAGE_CELLS, max(256, IMAGE_VALUES // values))]
         images = run(chosen, lambda part: generator(part.source)[0])
         on_device = chosen.to(where)
         erasure = fit_erasure(images, cells.batch[on_device], cells.cell_type[on_device])
@@ -468,23 +481,7 @@ def finish(
     return to_numpy(generator), losses, events
 
 
-def _collapses(before: list[float], after: list[float]) -> list[str]:
-    """Return what to say of cell types that are named no better than by chance, before or after the profile's fit."""
-    chance = 1.0 / max(2, len(before))
-    lost = [code for code, recall in enumerate(before) if recall <= chance]
-    newly = [code for code, recall in enumerate(after) if recall <= chance < before[code]]
-    found = []
-    if lost:
-        found.append(
-            f"batch_removal: cell types number {lost} (as in cell_types_) have collapsed: held-out cells are named no "
-            "better than by chance; lower batch_weight or raise cell_type_weight"
-        )
-    if newly:
-        found.append(
-            f"batch_removal: cell types number {newly} (as in cell_types_) would have collapsed in the profile, so its "
-            "fit was left out and the features are given as they are; lower matching or batch_weight"
-        )
-    return found
-
-
-MATCHING_STEPS = 300
+def _collapsed(recall: torch.Tensor) -> list[int]:
+    """Return the codes of the cell types that are named no better than by chance; where there is one type, none."""
+    chance = 1.0 / len(recall) if len(recall) > 1 else 0.0
+    return [code for code, value in enumerate(recall.tolist()) if value <= chance]
