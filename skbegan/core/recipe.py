@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -72,6 +72,42 @@ class Outcome:
     interrupted: bool
 
 
+class Prepared(NamedTuple):
+    """A stage with all that it needs to run: its cells, their augmentation, and the order they come in."""
+
+    stage: Any
+    cells: Cells
+    validation: Cells | None
+    prepare: Callable[[Minibatch], Minibatch]
+    order: torch.Generator
+
+    def run(
+        self,
+        settings: Mapping[str, Any],
+        epochs: int,
+        verbose: int,
+        checkpoint: Path | None,
+        callback: Callback | None,
+    ) -> Outcome:
+        """Train and return what comes of it."""
+        networks = self.stage.generator, self.stage.discriminator
+        _compile(*networks, self.cells, settings["minibatch_size"], settings["compile"])
+        history, interrupted = train(
+            self.stage,
+            self.cells,
+            self.validation,
+            epochs=epochs,
+            minibatch_size=settings["minibatch_size"],
+            rng=self.order,
+            verbose=verbose,
+            checkpoint=Checkpoint(checkpoint),
+            prepare=self.prepare,
+            callback=callback,
+        )
+        generator, discriminator = map(to_numpy, networks)
+        return Outcome(generator, discriminator, history, self.stage.events, interrupted)
+
+
 class Unfinished(Exception):
     """Ends a stage that was stopped early, so that no cache keeps it; `outcome` is what there is."""
 
@@ -126,6 +162,41 @@ def _compile(generator: nn.Module, discriminator: nn.Module, cells: Cells, minib
         )
 
 
+def prepare_pretraining(
+    arrays: Arrays,
+    settings: Mapping[str, Any],
+    seeds: Mapping[str, int],
+    device: str,
+    start: Outcome | None = None,
+) -> Prepared:
+    """Return stage 1 ready to run; the parameters are those of :func:`pretrain`."""
+    where = resolve_device(device)
+    dtype = resolve_precision(settings["precision"], where)
+    cells, validation = arrays.on(where, dtype)
+    rng = new_rng(seeds["weights"])
+    channels = arrays.channels()
+    if start is None:
+        sizes = {"base_width": settings["base_width"], "n_features": settings["n_features"], **channels}
+        generator = place(build(Generator, arrays.side, rng=rng, **sizes), where, dtype)
+    else:
+        generator = generator_from(without_outputs(start.generator), where, dtype)
+    discriminator = place(build(Discriminator, base_width=settings["base_width"], rng=rng, **channels), where, dtype)
+    if start is not None:
+        from_numpy(discriminator, start.discriminator)
+    stage = Pretraining(
+        generator,
+        discriminator,
+        learning_rate=settings["learning_rate"],
+        discriminator_learning_rate=settings["discriminator_learning_rate"],
+        adversarial_weight=1.0,
+        image_weight=settings["pretrain_image_weight"],
+        rng=new_rng(seeds["dropout"], where),
+        dtype=dtype,
+    )
+    order = new_rng(seeds["order"])
+    return Prepared(stage, cells, validation, _augmentation(settings["augment"], order), order)
+
+
 def pretrain(
     arrays: Arrays,
     settings: Mapping[str, Any],
@@ -156,45 +227,9 @@ def pretrain(
     checkpoint : Path, optional
     callback : callable, optional
     """
-    where = resolve_device(device)
-    dtype = resolve_precision(settings["precision"], where)
-    cells, validation = arrays.on(where, dtype)
-    rng = new_rng(seeds["weights"])
-    channels = arrays.channels()
-    if start is None:
-        sizes = {"base_width": settings["base_width"], "n_features": settings["n_features"], **channels}
-        generator = place(build(Generator, arrays.side, rng=rng, **sizes), where, dtype)
-    else:
-        generator = generator_from(without_outputs(start.generator), where, dtype)
-    discriminator = place(build(Discriminator, base_width=settings["base_width"], rng=rng, **channels), where, dtype)
-    if start is not None:
-        from_numpy(discriminator, start.discriminator)
-    stage = Pretraining(
-        generator,
-        discriminator,
-        learning_rate=settings["learning_rate"],
-        discriminator_learning_rate=settings["discriminator_learning_rate"],
-        adversarial_weight=1.0,
-        image_weight=settings["pretrain_image_weight"],
-        rng=new_rng(seeds["dropout"], where),
-        dtype=dtype,
-    )
-    _compile(generator, discriminator, cells, settings["minibatch_size"], settings["compile"])
-    order = new_rng(seeds["order"])
-    history, interrupted = train(
-        stage,
-        cells,
-        validation,
-        epochs=settings["pretrain_epochs"],
-        minibatch_size=settings["minibatch_size"],
-        rng=order,
-        verbose=verbose,
-        checkpoint=Checkpoint(checkpoint),
-        prepare=_augmentation(settings["augment"], order),
-        callback=callback,
-    )
-    outcome = Outcome(to_numpy(generator), to_numpy(discriminator), history, stage.events, interrupted)
-    if cached and max(history["epoch"], default=0) < settings["pretrain_epochs"]:
+    prepared = prepare_pretraining(arrays, settings, seeds, device, start)
+    outcome = prepared.run(settings, settings["pretrain_epochs"], verbose, checkpoint, callback)
+    if cached and max(outcome.history["epoch"], default=0) < settings["pretrain_epochs"]:
         raise Unfinished(outcome)
     return outcome
 
@@ -243,7 +278,7 @@ def _augmentation(wanted: bool, rng: torch.Generator) -> Any:
     return prepare
 
 
-def remove_batch(
+def prepare_removal(
     arrays: Arrays,
     start: Outcome,
     settings: Mapping[str, Any],
@@ -253,28 +288,8 @@ def remove_batch(
     n_batches: int,
     n_cell_types: int,
     reference: int,
-    verbose: int = 0,
-    checkpoint: Path | None = None,
-    callback: Callback | None = None,
-) -> Outcome:
-    """Run stage 2 from where stage 1 ended.
-
-    Parameters
-    ----------
-    arrays : Arrays
-    start : Outcome
-    settings : mapping
-        The estimator's parameters.
-    seeds : mapping of str to int
-        ``order``, ``dropout`` and ``classifiers``.
-    device : str
-    n_batches, n_cell_types : int
-    reference : int
-        Code of the reference batch.
-    verbose : int, default=0
-    checkpoint : Path, optional
-    callback : callable, optional
-    """
+) -> Prepared:
+    """Return stage 2 ready to run; the parameters are those of :func:`remove_batch`."""
     where = resolve_device(device)
     dtype = resolve_precision(settings["precision"], where)
     cells, validation = arrays.on(where, dtype)
@@ -338,20 +353,52 @@ def remove_batch(
             prepare=prepare,
             **common,
         )
-    _compile(*networks, cells, settings["minibatch_size"], settings["compile"])
-    history, interrupted = train(
-        stage,
-        cells,
-        validation,
-        epochs=settings["removal_epochs"],
-        minibatch_size=settings["minibatch_size"],
-        rng=order,
-        verbose=verbose,
-        checkpoint=Checkpoint(checkpoint),
-        prepare=prepare,
-        callback=callback,
+    return Prepared(stage, cells, validation, prepare, order)
+
+
+def remove_batch(
+    arrays: Arrays,
+    start: Outcome,
+    settings: Mapping[str, Any],
+    seeds: Mapping[str, int],
+    device: str,
+    *,
+    n_batches: int,
+    n_cell_types: int,
+    reference: int,
+    verbose: int = 0,
+    checkpoint: Path | None = None,
+    callback: Callback | None = None,
+) -> Outcome:
+    """Run stage 2 from where stage 1 ended.
+
+    Parameters
+    ----------
+    arrays : Arrays
+    start : Outcome
+    settings : mapping
+        The estimator's parameters.
+    seeds : mapping of str to int
+        ``order``, ``dropout`` and ``classifiers``.
+    device : str
+    n_batches, n_cell_types : int
+    reference : int
+        Code of the reference batch.
+    verbose : int, default=0
+    checkpoint : Path, optional
+    callback : callable, optional
+    """
+    prepared = prepare_removal(
+        arrays,
+        start,
+        settings,
+        seeds,
+        device,
+        n_batches=n_batches,
+        n_cell_types=n_cell_types,
+        reference=reference,
     )
-    return Outcome(to_numpy(generator), to_numpy(discriminator), history, stage.events, interrupted)
+    return prepared.run(settings, settings["removal_epochs"], verbose, checkpoint, callback)
 
 
 def calibrate(
