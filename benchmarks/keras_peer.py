@@ -147,9 +147,7 @@ class Peer:
         cell_image, batch_image = (self.frozen(build_image_classifier(side, width, n_classes)) for _ in range(2))
         cell = self.frozen(build_feature_classifier(n_features, (250, 100, 50, 25), n_classes))
         per_subset = n_features // N_SUBSETS
-        batch = [
-            self.frozen(build_feature_classifier(per_subset, (75, 50, 25), n_classes)) for _ in range(N_SUBSETS)
-        ]
+        batch = [self.frozen(build_feature_classifier(per_subset, (75, 50, 25), n_classes)) for _ in range(N_SUBSETS)]
         order = np.random.default_rng(1).permutation(n_features)
         self.subsets = np.split(order[: per_subset * N_SUBSETS], N_SUBSETS)
         source = keras.Input((side, side, 1))

@@ -105,7 +105,9 @@ def _processor() -> str:
 def table(rows: list[list[str]]) -> str:
     """Align rows, the first of which is the heading, as a Markdown table."""
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    lines = ["| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |" for row in rows]
+    lines = [
+        "| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |" for row in rows
+    ]
     lines.insert(1, "| " + " | ".join("-" * width for width in widths) + " |")
     return "\n".join(lines)
 
@@ -185,12 +187,12 @@ class KerasPeer:
         self._errors.close()
 
 
-def start_keras(python: str, wanted: bool, **sizes: int) -> KerasPeer | None:
-    """Start the Keras process, or say on standard error why there is none."""
+def start_keras(python: str | None, wanted: bool, **sizes: int) -> KerasPeer | None:
+    """Start the Keras process with a Python, by default this one, or say on standard error why there is none."""
     if not wanted:
         return None
     try:
-        return KerasPeer(python, **sizes)
+        return KerasPeer(python or sys.executable, **sizes)
     except (RuntimeError, OSError) as error:
         print(f"without Keras (--keras-python names an environment with TensorFlow): {error}", file=sys.stderr)
         return None

@@ -81,6 +81,11 @@ class Prepared(NamedTuple):
     prepare: Callable[[Minibatch], Minibatch]
     order: torch.Generator
 
+    def compile(self, settings: Mapping[str, Any]) -> None:
+        """Compile the networks, if `settings` want it."""
+        networks = self.stage.generator, self.stage.discriminator
+        _compile(*networks, self.cells, settings["minibatch_size"], settings["compile"])
+
     def run(
         self,
         settings: Mapping[str, Any],
@@ -90,8 +95,7 @@ class Prepared(NamedTuple):
         callback: Callback | None,
     ) -> Outcome:
         """Train and return what comes of it."""
-        networks = self.stage.generator, self.stage.discriminator
-        _compile(*networks, self.cells, settings["minibatch_size"], settings["compile"])
+        self.compile(settings)
         history, interrupted = train(
             self.stage,
             self.cells,
@@ -104,7 +108,7 @@ class Prepared(NamedTuple):
             prepare=self.prepare,
             callback=callback,
         )
-        generator, discriminator = map(to_numpy, networks)
+        generator, discriminator = to_numpy(self.stage.generator), to_numpy(self.stage.discriminator)
         return Outcome(generator, discriminator, history, self.stage.events, interrupted)
 
 
