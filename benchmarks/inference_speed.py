@@ -24,7 +24,7 @@ from training_speed import N_CLASSES, PRECISIONS, QUICK, SIZES
 
 from skbegan.core.data import ImageStack, Scaling
 from skbegan.core.device import new_rng, place, resolve_device
-from skbegan.core.inference import infer
+from skbegan.core.inference import fold, infer
 from skbegan.core.networks import Generator, build
 
 N_CELLS = 256
@@ -57,7 +57,7 @@ def our_runs(sizes: dict[str, int], device: torch.device, precisions: list[str])
         generator = build(
             Generator, side, base_width=sizes["base_width"], n_features=sizes["n_features"], rng=new_rng(0)
         )
-        generator = place(generator, device, dtype)
+        generator = fold(place(generator, device, dtype), dtype)
         stack = ImageStack(images, Scaling.identity(1), device, dtype)
         for want in ("features", "images"):
             runs[f"{want}, skbegan {precision}"] = lambda g=generator, s=stack, w=want, d=dtype: timing.void(  # type: ignore[misc]

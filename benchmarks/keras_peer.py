@@ -1,8 +1,9 @@
-"""The original's procedure in Keras, as a process that times what it is told to: ``python keras_peer.py SIZES_AS_JSON``.
+"""The original's procedure in Keras, as a process that times what it is told to: ``python keras_peer.py SIZES``.
 
 Written from the published description of networks and steps, to be measured against; nothing else uses it, and it needs
 TensorFlow alone. Each line on standard input names something to do; the answer, on standard output, is a line of JSON
-with the seconds that it took. `training_speed.py` and `inference_speed.py` start it.
+with the seconds that it took. SIZES are the arguments of `Peer` as JSON. Two benchmarks, of training and of inference,
+start it.
 """
 
 from __future__ import annotations

@@ -96,7 +96,7 @@ class Ours:
 
     def settings(self, precision: str, published: bool = False) -> dict[str, Any]:
         defaults = {name: p.default for name, p in inspect.signature(BeGANTransformer).parameters.items()}
-        given = {name: self.sizes[name] for name in ("base_width", "n_features", "minibatch_size")}
+        given: dict[str, Any] = {name: self.sizes[name] for name in ("base_width", "n_features", "minibatch_size")}
         return {
             **defaults,
             **(PUBLISHED if published else {}),

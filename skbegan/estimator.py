@@ -170,8 +170,9 @@ class BeGANTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEs
     device : str, default="auto"
         ``"auto"`` is CUDA where there is one, else the CPU; decided anew wherever the model is used.
     precision : {"auto", "float32", "bfloat16", "float64"}, default="auto"
-        Arithmetic of the networks. ``"auto"`` is bfloat16 on CUDA cards that have it, float32 elsewhere. Losses are
-        computed in full precision.
+        Arithmetic of the networks; losses, and what is fitted after stage 2, keep full precision. ``"auto"`` is
+        bfloat16 on CUDA cards that have it and, for `base_width` 32 and up, on CPUs that a quick measurement finds
+        faster with it; float32 elsewhere. Name one for the same numbers on every machine.
     compile : bool, default=False
         Compile the generator and the discriminator with ``torch.compile``; falls back with a warning where that fails.
     memory : str, path, joblib.Memory or None, default=None
@@ -402,7 +403,7 @@ class BeGANTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEs
         from skbegan.core.device import resolve_device, resolve_precision
 
         device = resolve_device(self.device)
-        resolve_precision(self.precision, device)
+        resolve_precision(self.precision, device, self.base_width)
         removes = self.removal_epochs > 0 and validation.can_remove_batch(dataset, self.batch_target)
         earlier = self._earlier(dataset, removes) if self.warm_start and self.__sklearn_is_fitted__() else None
         # scikit-learn takes the global generator for None, which would read and change it.
@@ -437,7 +438,6 @@ class BeGANTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEs
         self._recalibrate(dataset.bf, fit.arrays.train_rows)
         if fit.finishes:
             self._weights, self.history_ = fit.finish(self._weights, parameters)
-            self.__dict__.pop("_generator", None)
         fit.remove_checkpoints()
         return self
 
@@ -555,7 +555,7 @@ class BeGANTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEs
         from skbegan.core.recipe import calibrate
 
         with undisturbed():
-            generator, stack, dtype = self._prepared(bf)
+            generator, stack, dtype = self._prepared(bf, folded=False)
             self._weights = calibrate(self._weights, stack, rows, generator, dtype, self.minibatch_size)
 
     def _infer(self, X_bf: Any, want: str) -> np.ndarray:
@@ -565,23 +565,24 @@ class BeGANTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEs
         from skbegan.core.inference import infer
 
         with undisturbed():
-            generator, stack, dtype = self._prepared(bf)
             minibatch_size = self.minibatch_size if self.inference == "minibatch" else None
+            generator, stack, dtype = self._prepared(bf, folded=minibatch_size is None)
             return infer(generator, stack, want=want, minibatch_size=minibatch_size, dtype=dtype)
 
-    def _prepared(self, bf: np.ndarray) -> tuple[Any, Any, Any]:
-        """Return the generator on the device of now, the images as it takes them, and its dtype."""
-        from skbegan.core import recipe
+    def _prepared(self, bf: np.ndarray, folded: bool) -> tuple[Any, Any, Any]:
+        """Return the generator on the device of now, for inference alone or not, the images for it, and its dtype."""
+        from skbegan.core import inference, recipe
         from skbegan.core.data import ImageStack, Scaling
         from skbegan.core.device import resolve_device, resolve_precision
 
         device = resolve_device(self.device)
-        dtype = resolve_precision(self.precision, device)
-        cached = self.__dict__.get("_generator")
-        if cached is None or cached[0] != (device, dtype):
+        dtype = resolve_precision(self.precision, device, self.base_width)
+        made_for, cached = (device, dtype, folded), self.__dict__.get("_generator")
+        if cached is None or cached[0] is not self._weights or cached[1] != made_for:
             generator = recipe.generator_from(self._weights, device, dtype)
-            cached = self._generator = ((device, dtype), generator)
-        return cached[1], ImageStack(bf, Scaling(self.bf_mean_, self.bf_scale_), device, dtype), dtype
+            generator = inference.fold(generator, dtype) if folded else generator
+            self._generator = cached = self._weights, made_for, generator
+        return cached[2], ImageStack(bf, Scaling(self.bf_mean_, self.bf_scale_), device, dtype), dtype
 
     def score(self, X_bf: Any, y: Any = None, batch: Any = None, cell_type: Any = None, *, y_qpi: Any = None) -> float:
         """Return how well batch is removed and biology kept in these cells; greater is better.
@@ -681,7 +682,6 @@ class BeGANTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEs
         self.batches_, self.cell_types_ = batches, cell_types
         self.history_ = history
         self.device_ = device
-        self.__dict__.pop("_generator", None)
 
     @property
     def _n_features_out(self) -> int:

@@ -168,6 +168,8 @@ class BatchRemoval(ConditionalGAN):
         self.design = design
         self.device = rng.device
         self.targets = design.targets.to(self.device)
+        # Rows of it are one-hot cell types; torch's one_hot looks at the values first, and so waits for them.
+        self.one_hot = torch.eye(design.n_cell_types, device=self.device)
         self.ramp, self.decay, self.averaging = ramp, decay, averaging
         self.average: list[Tensor] = []
         self.n_averaged = 0
@@ -237,7 +239,7 @@ class BatchRemoval(ConditionalGAN):
             if name in self.helpers:
                 logits = network(seen)
             else:
-                logits = network(seen, F.one_hot(cell_type, self.design.n_cell_types).to(seen.dtype))
+                logits = network(seen, self.one_hot[cell_type].to(seen.dtype))
         return logits.to(seen.dtype)
 
     def classifier_step(self, cells: Minibatch, image: Tensor, features: Tensor) -> dict[str, Tensor]:
@@ -405,7 +407,7 @@ class BatchRemoval(ConditionalGAN):
     def _renew(self, name: str, cells: Cells) -> None:
         """Replace one feature adversary by a new one, fitted to the features as they are now."""
         features = standardised(self._features(cells))
-        condition = F.one_hot(cells.cell_type, self.design.n_cell_types).to(features.dtype)
+        condition = self.one_hot[cells.cell_type].to(features.dtype)
         network = self.adversaries[name]
         for attempt in range(3):
             fresh = place(self._new_adversary(), self.device, self.dtype)

@@ -175,7 +175,7 @@ def prepare_pretraining(
 ) -> Prepared:
     """Return stage 1 ready to run; the parameters are those of :func:`pretrain`."""
     where = resolve_device(device)
-    dtype = resolve_precision(settings["precision"], where)
+    dtype = resolve_precision(settings["precision"], where, settings["base_width"])
     cells, validation = arrays.on(where, dtype)
     rng = new_rng(seeds["weights"])
     channels = arrays.channels()
@@ -295,7 +295,7 @@ def prepare_removal(
 ) -> Prepared:
     """Return stage 2 ready to run; the parameters are those of :func:`remove_batch`."""
     where = resolve_device(device)
-    dtype = resolve_precision(settings["precision"], where)
+    dtype = resolve_precision(settings["precision"], where, settings["base_width"])
     cells, validation = arrays.on(where, dtype)
     channels, width = arrays.channels(), settings["base_width"]
     generator = generator_from(without_outputs(start.generator), where, dtype)
@@ -462,7 +462,7 @@ def finish(
     events : list of str
     """
     where = resolve_device(device)
-    dtype = resolve_precision(settings["precision"], where)
+    dtype = resolve_precision(settings["precision"], where, settings["base_width"])
     rng = new_rng(seed)
     generator = generator_from(without_outputs(weights), where, dtype).eval()
     cells, validation = arrays.on(where, dtype)
