@@ -314,7 +314,9 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     needed = sum(4 * p["cells"] * p["side"] ** 2 for p in before if p["kind"] == "cells")
     args.out.mkdir(parents=True, exist_ok=True)
     if needed > 0.9 * shutil.disk_usage(args.out).free:
-        raise SystemExit(f"{args.out} needs room for {needed / 2**30:.1f} GiB of images; choose fewer --inference-cells")
+        raise SystemExit(
+            f"{args.out} needs room for {needed / 2**30:.1f} GiB of images; choose fewer --inference-cells"
+        )
     folder.mkdir(exist_ok=True)
     settings = {name: value for name, value in vars(args).items() if name not in ("out", "point", "redraw")}
     results: dict[str, Any] = {"settings": settings, "machine": machine(), "points": []}
