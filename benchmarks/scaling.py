@@ -42,6 +42,7 @@ METRICS = {
     "image_knn": "image_leakage, knn",
     "integration": "integration_scores",
 }
+PARTS = {"fit": "fit", "inference": "inference", "metric": "metrics"}  # of the command, by kind of point
 EPOCHS = {"pretrain_epochs": 2, "removal_epochs": 4, "refresh_epochs": 3}
 GOALS = {"exponent": 1.2, "flat": 1.25, "fit_memory": 1.3, "inference_memory": 1024.0}
 Point = dict[str, Any]
@@ -319,7 +320,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         )
     folder.mkdir(exist_ok=True)
     settings = {name: value for name, value in vars(args).items() if name not in ("out", "point", "redraw")}
-    results: dict[str, Any] = {"settings": settings, "machine": machine(), "points": []}
+    results: dict[str, Any] = {"settings": settings, "machine": machine(), "points": kept_points(args)}
     if resident()["peak"] is None:
         print("memory is not measured: this system does not tell a process its peak", flush=True)
     try:
@@ -335,6 +336,17 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     return results
+
+
+def kept_points(args: argparse.Namespace) -> list[Point]:
+    """Return the points that are there of the parts that are not measured now, if they are of networks of this size."""
+    file = args.out / "results.json"
+    if not file.exists():
+        return []
+    earlier = json.loads(file.read_text(encoding="utf-8"))
+    if any(earlier["settings"][name] != getattr(args, name) for name in ("side", "base_width", "n_features")):
+        return []
+    return [point for point in earlier["points"] if PARTS[point["kind"]] not in args.parts]
 
 
 def machine() -> dict[str, Any]:
@@ -353,6 +365,11 @@ def exponent(cells: list[int], seconds: list[float]) -> float:
     if len(set(cells)) < 2 or min(seconds) <= 0:
         return math.nan
     return float(np.polyfit(np.log(cells), np.log(seconds), 1)[0])
+
+
+def spans(points: list[Point]) -> tuple[list[Point], list[Point]]:
+    """Return all points, and the last two: small sizes hide a growth that comes later."""
+    return points, points[-2:]
 
 
 def pick(results: dict[str, Any], **wanted: Any) -> list[Point]:
@@ -409,9 +426,9 @@ def goals(results: dict[str, Any]) -> list[dict[str, Any]]:
         for point in pick(results, kind="inference", method=method)[-3:]:
             goal(f"{label(point)}: MiB besides the output", beyond_output(point), GOALS["inference_memory"])
     for name in METRICS:
-        if points := pick(results, kind="metric", metric=name)[-3:]:
+        if points := pick(results, kind="metric", metric=name)[-2:]:
             value = exponent([p["cells"] for p in points], [p["cpu"] for p in points])
-            goal(f"{METRICS[name]}: exponent over the {len(points)} largest sizes", value, GOALS["exponent"])
+            goal(f"{METRICS[name]}: exponent between the largest sizes", value, GOALS["exponent"])
     return found
 
 
@@ -461,10 +478,13 @@ def table(results: dict[str, Any]) -> str:
         for name in METRICS:
             if own := {point["cells"]: point for point in pick(results, kind="metric", metric=name)}:
                 times = [f"{own[n]['cpu']:.3g}" if n in own else "" for n in sizes]
-                last = list(own.values())[-3:]
-                slope = exponent([p["cells"] for p in last], [p["cpu"] for p in last])
-                body.append([METRICS[name], *times, f"{slope:.2f}", mib(last[-1]["own"])])
-        head = ["processor seconds", *(f"{n:,}" for n in sizes), "exponent, last 3", "own MiB, last"]
+                each = [
+                    exponent([p["cells"] for p in part], [p["cpu"] for p in part]) for part in spans(list(own.values()))
+                ]
+                body.append(
+                    [METRICS[name], *times, *(f"{slope:.2f}" for slope in each), mib(max(own.items())[1]["own"])]
+                )
+        head = ["processor seconds", *(f"{n:,}" for n in sizes), "exponent, all", "last two", "own MiB at the last"]
         rows("metrics", head, body)
     for item in goals(results):
         value = "not measured" if item["value"] is None else f"{item['value']:,.2f}"
@@ -549,12 +569,12 @@ def draw_memory(results: dict[str, Any], axis: Any) -> None:
 def arguments(given: list[str] | None) -> argparse.Namespace:
     """Return the checked arguments."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--parts", nargs="+", choices=("fit", "inference", "metrics"))
+    parser.add_argument("--parts", nargs="+", choices=tuple(PARTS.values()), help="others are kept as they are in OUT")
     parser.add_argument("--cells", nargs="+", type=int, help="sizes of fit [1000 3000 10000]")
     parser.add_argument("--memory-cells", type=int, help="one more fit, of one epoch, for its memory; 0: none [50000]")
     parser.add_argument("--inference-cells", nargs="+", type=int, help="[1000 10000 100000]")
     parser.add_argument("--memory-sides", nargs="*", type=int, help="more sides for inference [128]")
-    parser.add_argument("--metric-cells", nargs="+", type=int, help="[1000 2000 4000 8000 16000 32000]")
+    parser.add_argument("--metric-cells", nargs="+", type=int, help="[1000 4000 16000 64000]")
     parser.add_argument("--metrics", nargs="+", choices=tuple(METRICS), default=list(METRICS))
     parser.add_argument("--side", type=int)
     parser.add_argument("--base-width", type=int)
@@ -566,12 +586,12 @@ def arguments(given: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--point", help=argparse.SUPPRESS)
     args = parser.parse_args(given)
     full: dict[str, Any] = {
-        "parts": ["fit", "inference", "metrics"],
+        "parts": list(PARTS.values()),
         "cells": [1000, 3000, 10_000],
         "memory_cells": 50_000,
         "inference_cells": [1000, 10_000, 100_000],
         "memory_sides": [128],
-        "metric_cells": [1000, 2000, 4000, 8000, 16_000, 32_000],
+        "metric_cells": [1000, 4000, 16_000, 64_000],
         "side": 32,
         "base_width": 8,
         "n_features": 64,

@@ -83,5 +83,8 @@ def test_runs_to_its_end(scaling: Any, tmp_path: Path, capsys: pytest.CaptureFix
     assert (tmp_path / "scaling.png").stat().st_size > 20_000
     assert not (tmp_path / "scratch").exists()  # no gigabytes are left behind
     table = (tmp_path / "table.md").read_text(encoding="utf-8")
+    kept = scaling.kept_points(scaling.arguments(["--quick", "--parts", "metrics", "--out", str(tmp_path)]))
+    assert [point["kind"] for point in kept] == ["fit"] * 2 + ["inference"] * 4
+    assert not scaling.kept_points(scaling.arguments(["--parts", "metrics", "--out", str(tmp_path)]))  # other networks
     scaling.main(["--redraw", "--out", str(tmp_path)])
     assert (tmp_path / "table.md").read_text(encoding="utf-8") == table
