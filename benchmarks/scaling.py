@@ -385,6 +385,13 @@ def fit_ratio(point: Point) -> float | None:
     return None if added is None else (point["data"] + added) / counted
 
 
+def fit_growth(smaller: Point, larger: Point) -> float | None:
+    """Return by how much memory grows from one fit to the other, data included, over how much the data do."""
+    added = [p["own"] if p["own"] is not None else p["resident"] for p in (smaller, larger)]
+    more = larger["data"] - smaller["data"]
+    return None if None in added or more <= 0 else (more + added[1] - added[0]) / more
+
+
 def beyond_output(point: Point) -> float | None:
     """Return the MiB that an inference took besides its output; its own, where the system tells."""
     added = point["own"] if point["own"] is not None else point["resident"]
@@ -415,9 +422,12 @@ def goals(results: dict[str, Any]) -> list[dict[str, Any]]:
         seconds = [point["parts"][part] for point in timed_fits]
         goal(f"fit, {part}: exponent", exponent([p["cells"] for p in timed_fits], seconds), GOALS["exponent"])
     if timed_fits:
-        largest = pick(results, kind="fit")[-1]
-        text = f"fit of {largest['cells']:,} cells: memory over data, networks, gradients, optimizers"
-        goal(text, fit_ratio(largest), GOALS["fit_memory"])
+        every = pick(results, kind="fit")
+        text = f"fit of {every[-1]['cells']:,} cells: memory over data, networks, gradients, optimizers"
+        goal(text, fit_ratio(every[-1]), GOALS["fit_memory"])
+        if len(every) > 1:
+            text = f"fit from {every[-2]['cells']:,} to {every[-1]['cells']:,} cells: memory over data, of what is more"
+            goal(text, fit_growth(*every[-2:]), GOALS["fit_memory"])
     for method in ("transform", "predict_image"):
         if points := main_inference(results, method):
             # From the second size on: the first is over before caches are warm.
@@ -494,48 +504,68 @@ def table(results: dict[str, Any]) -> str:
 
 
 def draw(results: dict[str, Any], path: Path) -> None:
-    """Draw the figures: time of fit and inference per cell, memory, and time of the metrics."""
+    """Draw what was measured: time of fit and inference per cell, memory, and time of the metrics."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-    figure, axes = plt.subplots(2, 2, figsize=(12, 9), layout="constrained")
-    fit_axis, inference_axis, memory_axis, metric_axis = axes.ravel()
-    for index, name in enumerate(fits(results)[0]["parts"] if fits(results) else ()):
-        points = fits(results)
+    kinds = {point["kind"] for point in results["points"]}
+    panels = {draw_fit: "fit", draw_inference: "inference", draw_memory: "", draw_metrics: "metric"}
+    wanted = [panel for panel, kind in panels.items() if kind in kinds or (not kind and kinds & {"fit", "inference"})]
+    n_columns = min(2, len(wanted))
+    n_rows = -(-len(wanted) // n_columns)
+    size = (7.5 * n_columns, 4.4 * n_rows)
+    figure, axes = plt.subplots(n_rows, n_columns, figsize=size, layout="constrained", squeeze=False)
+    for axis in axes.ravel()[len(wanted) :]:
+        axis.remove()
+    for panel, axis in zip(wanted, axes.ravel(), strict=False):
+        axis.set(xscale="log", yscale="log", xlabel="cells")
+        panel(results, axis)
+        for side, text in ((axis.xaxis, "{:,.0f}"), (axis.yaxis, "{:,g}")):
+            low, high = side.get_view_interval()
+            subs = (1.0,) if high / low > 100 else (1.0, 2.0, 5.0)
+            side.set_major_locator(LogLocator(subs=subs))
+            side.set_major_formatter(FuncFormatter(lambda value, _, text=text: text.format(value)))
+            side.set_minor_formatter(NullFormatter())
+        axis.grid(alpha=0.25, which="major")
+        axis.spines[["top", "right"]].set_visible(False)
+        axis.legend(frameon=False, fontsize=9, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    figure.savefig(path, dpi=130)
+    plt.close(figure)
+
+
+def draw_fit(results: dict[str, Any], axis: Any) -> None:
+    """Draw the time of a fit, in parts, per cell."""
+    points = fits(results)
+    names = ("stage 1, epoch", "stage 2, epoch", "stage 2, once", "closing fits", "statistics", "checks")
+    for name in names if points else ():
         each = [1e3 * point["parts"][name] / point["cells"] for point in points]
-        style = "o-" if name.endswith("epoch") else "s--"
-        if name != "stage 1, once":  # building the networks
-            fit_axis.plot([p["cells"] for p in points], each, style, color=f"C{index}", label=name)
-    fit_axis.set_title("fit: epochs (solid), once per fit (dashed)")
+        axis.plot([p["cells"] for p in points], each, "o-" if name.endswith("epoch") else "s--", label=name)
+    axis.set(ylabel="processor ms per cell", title="fit: epochs (solid) and what is due once (dashed)")
+
+
+def draw_inference(results: dict[str, Any], axis: Any) -> None:
+    """Draw the time of inference per cell."""
     for method in ("transform", "predict_image"):
         points = main_inference(results, method)
         each = [1e3 * point["cpu"] / point["cells"] for point in points]
-        inference_axis.plot([p["cells"] for p in points], each, "o-", label=method)
-    inference_axis.set_title("inference of a memory map: flat is linear in the cells")
-    for axis in (fit_axis, inference_axis):
-        axis.set(xscale="log", yscale="log", ylabel="processor ms per cell")
-    draw_memory(results, memory_axis)
+        axis.plot([p["cells"] for p in points], each, "o-", label=method)
+    axis.set(ylabel="processor ms per cell", title="inference of a memory map")
+
+
+def draw_metrics(results: dict[str, Any], axis: Any) -> None:
+    """Draw the time of the metrics, with guides for the eye."""
     for name in METRICS:
         if points := pick(results, kind="metric", metric=name):
-            metric_axis.plot([p["cells"] for p in points], [p["cpu"] for p in points], "o-", label=METRICS[name])
-    if points := pick(results, kind="metric"):
-        sizes = np.array(sorted({point["cells"] for point in points}), dtype=float)
-        low = min(point["cpu"] for point in points)
-        for power, text in ((1, "slope 1"), (2, "slope 2")):
-            guide = 0.5 * low * (sizes / sizes[0]) ** power
-            metric_axis.plot(sizes, guide, ":", color="0.5", lw=1)
-            metric_axis.annotate(text, (sizes[-1], guide[-1]), color="0.4", ha="right", va="top", fontsize=8)
-    metric_axis.set(xscale="log", yscale="log", ylabel="processor seconds", title="metrics")
-    for axis in axes.ravel():
-        axis.set_xlabel("cells")
-        axis.grid(alpha=0.25, which="major")
-        axis.spines[["top", "right"]].set_visible(False)
-        if axis.get_legend_handles_labels()[0]:
-            axis.legend(frameon=False, fontsize=9)
-    figure.savefig(path, dpi=130)
-    plt.close(figure)
+            axis.plot([p["cells"] for p in points], [p["cpu"] for p in points], "o-", ms=4, label=METRICS[name])
+    points = pick(results, kind="metric")
+    sizes = np.array(sorted({point["cells"] for point in points}), dtype=float)
+    lowest = min(point["cpu"] for point in points)
+    for power, style, text in ((1, ":", "in proportion to the cells"), (2, "-.", "to their square")):
+        axis.plot(sizes, 0.5 * lowest * (sizes / sizes[0]) ** power, style, color="0.5", lw=1, label=text)
+    axis.set(ylabel="processor seconds", title="metrics")
 
 
 def draw_memory(results: dict[str, Any], axis: Any) -> None:
@@ -560,7 +590,7 @@ def draw_memory(results: dict[str, Any], axis: Any) -> None:
     if pick(results, kind="inference"):
         axis.axhline(1024, color="0.5", lw=1, ls="--", label="1 GiB")
     side = results["settings"]["side"]
-    axis.set(xscale="log", yscale="log", ylabel="MiB", title=f"memory that a call takes, side {side}")
+    axis.set(ylabel="MiB", title=f"memory that a call takes, side {side}")
 
 
 # The command ---------------------------------------------------------------------------------------------------------
@@ -571,7 +601,7 @@ def arguments(given: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--parts", nargs="+", choices=tuple(PARTS.values()), help="others are kept as they are in OUT")
     parser.add_argument("--cells", nargs="+", type=int, help="sizes of fit [1000 3000 10000]")
-    parser.add_argument("--memory-cells", type=int, help="one more fit, of one epoch, for its memory; 0: none [50000]")
+    parser.add_argument("--memory-cells", type=int, help="one more fit, of one epoch, for its memory; 0: none [30000]")
     parser.add_argument("--inference-cells", nargs="+", type=int, help="[1000 10000 100000]")
     parser.add_argument("--memory-sides", nargs="*", type=int, help="more sides for inference [128]")
     parser.add_argument("--metric-cells", nargs="+", type=int, help="[1000 4000 16000 64000]")
@@ -588,7 +618,7 @@ def arguments(given: list[str] | None) -> argparse.Namespace:
     full: dict[str, Any] = {
         "parts": list(PARTS.values()),
         "cells": [1000, 3000, 10_000],
-        "memory_cells": 50_000,
+        "memory_cells": 30_000,
         "inference_cells": [1000, 10_000, 100_000],
         "memory_sides": [128],
         "metric_cells": [1000, 4000, 16_000, 64_000],

@@ -49,6 +49,13 @@ def test_a_figure_that_was_not_measured_meets_no_goal(scaling: Any) -> None:
     assert "not measured" in scaling.table(results)
 
 
+@pytest.mark.parametrize(("copies", "growth"), [(0, 1.0), (1, 2.0)])
+def test_a_copy_of_all_data_shows_whatever_is_fixed(scaling: Any, copies: int, growth: float) -> None:
+    fits = [{"data": data, "networks": {"generator": 10.0}, "own": 300.0 + copies * data} for data in (50.0, 150.0)]
+    assert scaling.fit_growth(*fits) == pytest.approx(growth)
+    assert scaling.fit_ratio(fits[1]) == pytest.approx((450.0 + copies * 150) / 160)
+
+
 def test_memory_counts_what_is_held_at_the_peak(scaling: Any) -> None:
     if scaling.resident()["own"] is None:
         pytest.skip("this system does not tell a process its own memory")
