@@ -525,7 +525,8 @@ class BeGANTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEs
             For images of another shape than in fit, or not finite.
         """
         images = np.moveaxis(self._infer(X_bf, "images"), 1, -1)
-        images = images * self.qpi_scale_.astype(np.float32) + self.qpi_mean_.astype(np.float32)
+        images *= self.qpi_scale_.astype(np.float32)  # in place: no second array of all images
+        images += self.qpi_mean_.astype(np.float32)
         return images[..., 0] if len(self.target_shape_) == 2 else np.ascontiguousarray(images)
 
     def recalibrate(self, X_bf: Any) -> BeGANTransformer:
@@ -642,13 +643,12 @@ class BeGANTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEs
             validation.warn_of_partial_score(batch, cell_type)
         if cell_type is not None:
             return float(metrics.cell_type_accuracy(self._infer(bf, "features"), cell_type))
-        target = validation.check_images(y_qpi, "y_qpi", self.target_shape_).astype(np.float64)
+        target = validation.check_images(y_qpi, "y_qpi", self.target_shape_)
         if len(target) != len(bf):
             raise ValueError(f"X_bf has {len(bf)} cells but y_qpi has {len(target)}")
-        variation = np.square(target - target.mean()).sum()
-        if variation == 0:
-            raise ValueError("the target images are constant, so that there is no variation to predict")
-        return float(1.0 - np.square(self.predict_image(bf).reshape(target.shape) - target).sum() / variation)
+        from skbegan.metrics.images import explained_share
+
+        return explained_share(self.predict_image(bf).reshape(target.shape), target)
 
     # What scikit-learn asks ---------------------------------------------------------------------------------------
 

@@ -28,6 +28,27 @@ def _ssim(x: Array, y: Array, data_range: float) -> Array:
     return ssim[:, h : x.shape[1] - h, w : x.shape[2] - w].mean(axis=(1, 2, 3))
 
 
+def explained_share(predicted: Array, target: Array) -> float:
+    """Return the coefficient of determination of all pixels together, computed a part at a time in float64.
+
+    Raises
+    ------
+    ValueError
+        For constant targets.
+    """
+    if target.min() == target.max():
+        raise ValueError("the target images are constant, so that there is no variation to predict")
+    step = max(1, _CHUNK_PIXELS // int(np.prod(target.shape[1:])))
+    parts = [slice(start, start + step) for start in range(0, len(target), step)]
+    mean = sum(float(target[rows].sum(dtype=np.float64)) for rows in parts) / target.size
+    missed = variation = 0.0
+    for rows in parts:
+        true = target[rows].astype(np.float64)
+        missed += float(np.square(predicted[rows] - true).sum())
+        variation += float(np.square(true - mean).sum())
+    return 1.0 - missed / variation
+
+
 def image_error(
     predicted: ArrayLike,
     target: ArrayLike,
