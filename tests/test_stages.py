@@ -234,6 +234,26 @@ def test_weights_of_zero_build_no_classifier():
     assert "batch_image" not in stage.step(minibatch(), 0.0)
 
 
+def test_a_renewed_adversary_learns_from_a_bounded_number_of_cells(monkeypatch):
+    stage, cells = make_stage("online"), make_cells(64)
+    every, rows = stage._features(cells)
+    assert rows.tolist() == list(range(64))
+    monkeypatch.setattr("skbegan.core.batch_removal.KNOWN_CELLS", 20)
+    features, rows = stage._features(cells)
+    assert len(features) == 20 and rows[0] == 0 and rows[-1] == 63 and (rows.diff() > 0).all()
+    seen = {}
+    monkeypatch.setattr(
+        "skbegan.core.batch_removal.fit_classifier",
+        lambda network, inputs, labels, **kwargs: (
+            seen.update(inputs=inputs, labels=labels, **kwargs) or fit_classifier(network, inputs, labels, **kwargs)
+        ),
+    )
+    stage._renew("batch_adversary_1", cells)
+    assert len(seen["inputs"]) == len(seen["condition"]) == 20
+    assert torch.equal(seen["labels"], cells.batch[rows])
+    assert torch.equal(seen["condition"].argmax(1), cells.cell_type[rows])
+
+
 def test_renewed_adversaries_take_turns():
     stage = make_stage("online", refresh_epochs=1)
     cells = make_cells()

@@ -30,6 +30,7 @@ from skbegan.core.training import frozen, untracked
 
 BATCH_TARGETS = ("conditional", "uniform", "reference")
 ADVERSARY_HIDDEN = (256, 128)
+KNOWN_CELLS = 16384  # at most, whose features a new adversary learns from: memory does not grow with the data
 DEAD_SHARE = 0.05  # fewer active features than this share of all is a dead bottleneck
 
 
@@ -390,7 +391,7 @@ class BatchRemoval(ConditionalGAN):
 
     def _warm_up(self, cells: Cells) -> None:
         if self.weights.activity > 0:
-            self.activity = Activity(self._features(cells))
+            self.activity = Activity(self._features(cells)[0])
         for _ in range(self.warmup_epochs):
             for minibatch in cells.shuffled(self.minibatch_size, self.cpu_rng):
                 minibatch = self.prepare(minibatch)
@@ -399,22 +400,27 @@ class BatchRemoval(ConditionalGAN):
                 self.classifier_step(minibatch, image, features)
 
     @torch.no_grad()
-    def _features(self, cells: Cells) -> Tensor:
+    def _features(self, cells: Cells) -> tuple[Tensor, Tensor]:
+        """Return features of cells spread evenly over all, at most `KNOWN_CELLS`, and which cells they are."""
+        chosen = torch.linspace(0, len(cells) - 1, min(len(cells), KNOWN_CELLS), dtype=torch.float64).round().long()
         with untracked(self.generator), autocast(self.device, self.dtype):
-            parts = [self.generator.encode(part.source)[0] for part in cells.in_order(max(64, self.minibatch_size))]
-        return torch.cat(parts).to(torch.float64 if self.dtype is torch.float64 else torch.float32)
+            parts = chosen.tensor_split(-(-len(chosen) // max(64, self.minibatch_size)))
+            features = torch.cat([self.generator.encode(cells.take(part).source)[0] for part in parts])
+        dtype = torch.float64 if self.dtype is torch.float64 else torch.float32
+        return features.to(dtype), chosen.to(self.device)
 
     def _renew(self, name: str, cells: Cells) -> None:
         """Replace one feature adversary by a new one, fitted to the features as they are now."""
-        features = standardised(self._features(cells))
-        condition = self.one_hot[cells.cell_type].to(features.dtype)
+        features, chosen = self._features(cells)
+        features = standardised(features)
+        condition = self.one_hot[cells.cell_type[chosen]].to(features.dtype)
         network = self.adversaries[name]
         for attempt in range(3):
             fresh = place(self._new_adversary(), self.device, self.dtype)
             fit = fit_classifier(
                 fresh,
                 features,
-                cells.batch,
+                cells.batch[chosen],
                 learning_rate=self.adversary_learning_rate / 2**attempt,
                 epochs=max(1, 4 * self.warmup_epochs),
                 minibatch_size=64,
