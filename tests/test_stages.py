@@ -236,7 +236,7 @@ def test_weights_of_zero_build_no_classifier():
 
 def test_a_renewed_adversary_learns_from_a_bounded_number_of_cells(monkeypatch):
     stage, cells = make_stage("online"), make_cells(64)
-    every, rows = stage._features(cells)
+    _, rows = stage._features(cells)
     assert rows.tolist() == list(range(64))
     monkeypatch.setattr("skbegan.core.batch_removal.KNOWN_CELLS", 20)
     features, rows = stage._features(cells)
