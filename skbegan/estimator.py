@@ -92,9 +92,9 @@ class BeGANTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEs
     batch_weight : float, default=1.0
         Weight of the losses that remove the batch from the features: the knob that trades batch removal against all
         else. It multiplies the fool loss of the feature adversaries (their mean; with ``adversary="published"`` their
-        sum), the alignment and the matching.
+        sum), the alignment and the matching. 0 leaves the images to be freed of the batch, see `batch_image_weight`.
     batch_image_weight : float, default=4.0
-        Weight of the fool loss of the adversary that reads the batch from the predicted image.
+        Weight of the fool loss of the adversary that reads the batch from the predicted image; 0: no erasure either.
     image_weight : float, default=30.0
         Weight of the mean absolute image error in stage 2.
     batch_target : {"conditional", "uniform", "reference"}, default="conditional"

@@ -37,6 +37,7 @@ class Fit:
     """What the stages leave, and the files that a further fit with the same arguments would resume from."""
 
     arrays: recipe.Arrays
+    cell_types: np.ndarray | None
     outcome: recipe.Outcome
     history: dict[str, Any]
     checkpoints: tuple[Path, ...]
@@ -47,13 +48,30 @@ class Fit:
     def finish(self, weights: recipe.Weights, parameters: Mapping[str, Any]) -> tuple[recipe.Weights, dict[str, Any]]:
         """Fit profile and image erasure on the finished generator; return its weights and the whole history."""
         with undisturbed():
-            weights, losses, events = recipe.finish(
+            done = recipe.finish(
                 weights, self.arrays, parameters, self.seed, self.device, self.history["batch_removal"]
+            )
+        events = []
+        if done.collapsed:
+            events.append(
+                "batch_removal: these cell types have collapsed, their cells are named no better than by chance: "
+                f"{self._labels(done.collapsed)}; lower batch_weight, raise cell_type_weight or train longer"
+            )
+        if done.spared:
+            events.append(
+                f"batch_removal: these cell types would have collapsed in the fit of the profile: "
+                f"{self._labels(done.spared)}; so it was left out and the features are given as they are; lower "
+                "matching or batch_weight"
             )
         for event in events:
             warnings.warn(event, RuntimeWarning, stacklevel=3)  # the caller of fit
-        events = [*self.history["events"], *events]
-        return weights, {**self.history, **({"profile": losses} if losses else {}), "events": events}
+        history = {**self.history, **({"profile": done.losses} if done.losses else {})}
+        return done.weights, {**history, "events": [*self.history["events"], *events]}
+
+    def _labels(self, codes: list[int]) -> str:
+        """Name cell types as the user does, who knows no codes."""
+        labels = codes if self.cell_types is None else self.cell_types[codes].tolist()
+        return ", ".join(repr(label) for label in labels)
 
     def remove_checkpoints(self) -> None:
         """Remove the files, unless Ctrl-C ended the fit: then they are there to go on from."""
@@ -146,7 +164,7 @@ def _run(
         events += outcome.events
     finishes = removes and "batch_removal" in history and parameters["adversary"] == "online"
     history["events"] = events
-    return Fit(arrays, outcome, history, checkpoints, device, seeds["classifiers"], finishes)
+    return Fit(arrays, dataset.cell_types, outcome, history, checkpoints, device, seeds["classifiers"], finishes)
 
 
 def _pretrain(

@@ -9,7 +9,8 @@ A file is a safetensors file. Its tensors are the state of the generator, with w
 ``parameters``  of the estimator
 ``fitted``      shapes, scaling, labels, history and device
 
-Format 2 has the device, format 1 had not.
+Format 1 had no ``device``, and formats 1 and 2 no ``profile.*`` and ``erasure.*``. A reader of an earlier format knows
+from the number that it has to be updated, instead of guessing at tensors; this one reads all formats.
 
 JSON has no tuples and no arrays; they are written as ``{"tuple": [...]}`` and ``{"array": [...], "dtype": "<U3"}``, and
 dicts as ``{"dict": [[key, value], ...]}``, so that nothing is confused with them.
@@ -41,7 +42,7 @@ if TYPE_CHECKING:
 
 __all__ = ["load", "save"]
 
-FORMAT = 2
+FORMAT = 3
 _ENTRY = "skbegan"
 _PACKAGES = ("scikit-learn", "torch", "numpy")
 _SCALINGS = {

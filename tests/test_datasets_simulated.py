@@ -60,12 +60,15 @@ def test_seeds_matter():
     assert not np.array_equal(first.batch_optics["defocus"], second.batch_optics["defocus"])
 
 
-def test_global_random_state_is_left_alone():
+@pytest.mark.parametrize("seed", [None, 0, np.random.RandomState(0)], ids=["None", "int", "RandomState"])
+def test_global_random_state_is_neither_read_nor_changed(seed):
     before = np.random.get_state()  # noqa: NPY002
-    small(cells_random_state=1)
+    first = small(random_state=seed, cells_random_state=1)
     after = np.random.get_state()  # noqa: NPY002
     np.testing.assert_array_equal(before[1], after[1])
     assert before[2:] == after[2:]
+    if seed is None:  # the same global state, and yet other images
+        assert not np.array_equal(first.bf, small(random_state=None, cells_random_state=1).bf)
 
 
 def assert_same_instruments_and_types(first, second):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import random
 import warnings
@@ -115,3 +116,28 @@ def test_random_state_is_an_integer_an_instance_or_none(cells):
     for wrong in (np.random.default_rng(0), "seed", 1.5):
         with pytest.raises(ValueError, match="cannot be used to seed"):
             fit(began(random_state=wrong), cells)
+
+
+def with_random_state() -> list[Any]:
+    """Every public function that takes a random_state."""
+    modules = (skbegan.datasets, skbegan.metrics, skbegan.plotting, skbegan)
+    found = [getattr(module, name) for module in modules for name in module.__all__]
+    found = [item for item in found if inspect.isfunction(item)]
+    return [item for item in found if "random_state" in inspect.signature(item).parameters]
+
+
+@pytest.mark.parametrize("function", with_random_state(), ids=lambda function: function.__name__)
+def test_no_function_takes_none_for_the_global_random_state(cells, function):
+    """As scikit-learn's check_random_state does. Whoever draws from the global state changes it."""
+    features = cells.bf.reshape(len(cells.bf), -1)[:, ::16]
+    arguments = {"features": features, "images": cells.bf, "batch": cells.batch, "cell_type": cells.cell_type}
+    arguments |= {"X_bf": cells.bf, "y_qpi": cells.qpi, "probes": ["linear"], "n_repeats": 1, "image_size": 16}
+    names = inspect.signature(function).parameters
+    given: dict[str, Any] = {name: value for name, value in arguments.items() if name in names}
+    if "estimator" in names:
+        given["estimator"] = fit(began(), cells)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        before = global_state()
+        function(**given, random_state=None)
+        assert_unchanged(before, function.__name__)

@@ -18,6 +18,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import (
     GridSearchCV,
     HalvingGridSearchCV,
+    KFold,
     LeaveOneGroupOut,
     RandomizedSearchCV,
     StratifiedGroupKFold,
@@ -269,6 +270,22 @@ def test_without_routing_a_search_that_cannot_see_the_batch_says_so():
         bare_search(BF, QPI, batch=BATCH, cell_type=KIND)
     with pytest.warns(UserWarning, match="no batch: it measures how well cell types are read"):
         bare_search(BF, KIND, batch=BATCH, y_qpi=QPI)
+
+
+def test_without_routing_a_search_that_follows_the_warning_measures_the_batch():
+    """What the warning says to write, and the README: `score` with all labels, fold by fold."""
+    folds = list(KFold(2, shuffle=True, random_state=0).split(BF))
+    scoring = batch_removal_scorer.with_labels(BF, BATCH, KIND)
+    search = GridSearchCV(
+        began(removal_epochs=0), {"batch_weight": [0.5]}, cv=folds, scoring=scoring, refit=False, error_score="raise"
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = search.fit(BF, QPI, batch=BATCH, cell_type=KIND).cv_results_
+    for fold, (train, test) in enumerate(folds):
+        model = began(removal_epochs=0).fit(BF[train], QPI[train], BATCH[train], KIND[train])
+        expected = model.score(BF[test], QPI[test], BATCH[test], KIND[test])
+        assert found[f"split{fold}_test_score"][0] == pytest.approx(expected)
 
 
 def test_folds_of_a_single_batch_say_so(routing):

@@ -49,9 +49,9 @@ def test_searches_prints_and_draws(
     monkeypatch.setattr(example, "search", kept)
     tiny = "--n-cells 144 --image-size 16 --base-width 4 --epochs 1 1 --weights 0 1 --jobs 1".split()
     example.main([str(tmp_path), *tiny])
-    # Each weight on each of four batches left out and on two mixed folds.
+    # Each weight on each of three batches left out and on three mixed folds.
     assert sorted(fits) == [0.0] * 6 + [1.0] * 6
-    assert set(found) >= {"unseen", "kept", "leakage_linear", "leakage_15nn"}
+    assert set(found) >= {"unseen", "kept", "leakage_linear", "leakage_mlp", "leakage_15nn"}
     for name, values in found.items():
         assert values.shape == (2,) and np.isfinite(values).all(), name
     assert (0 <= found["unseen"]).all() and (found["leakage_linear"] <= 1).all()

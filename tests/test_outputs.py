@@ -145,6 +145,26 @@ def test_a_cell_type_that_has_collapsed_is_warned_of_and_written_down(matching):
     assert any("collapsed" in event for event in est.history_["events"])
 
 
+@pytest.mark.parametrize(
+    ("names", "shown"),
+    [(["H69", "A549", "H1975"], "'A549', 'H69'"), ([30, 7, 10], "7, 30")],
+    ids=["words", "numbers"],
+)
+@pytest.mark.parametrize("when", ["features", "profile"])
+def test_collapsed_cell_types_are_named_as_the_user_named_them(monkeypatch, names, shown, when):
+    """Also where the labels are numbers, which codes could be taken for."""
+    cells = make_cell_images(120, 3, 2, 16, random_state=0)
+    labels = np.array(names)[np.unique(cells.cell_type, return_inverse=True)[1]]
+    answers = iter([[0, 2] if when == "features" else [], [0, 2]])
+    monkeypatch.setattr("skbegan.core.recipe._collapsed", lambda recall: next(answers))
+    est = BeGANTransformer(base_width=4, n_features=16, pretrain_epochs=1, removal_epochs=1, random_state=0)
+    verb = "have collapsed, " if when == "features" else "would have collapsed in the fit of the profile"
+    with pytest.warns(RuntimeWarning, match=f"these cell types {verb}.*: {shown};"):
+        est.fit(cells.bf, cells.qpi, cells.batch, labels)
+    assert sum("collapsed" in event for event in est.history_["events"]) == 1
+    assert ("profile" in est.history_) == (when == "features")
+
+
 def test_erasure_finds_nothing_where_there_is_no_batch_effect():
     assert fit_erasure(images(0, 0.0), *labels()) is None
 

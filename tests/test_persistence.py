@@ -17,6 +17,7 @@ import json
 import pickle
 import warnings
 from pathlib import Path
+from unittest import mock
 
 import joblib
 import numpy as np
@@ -30,6 +31,7 @@ from sklearn.pipeline import make_pipeline
 
 import skbegan
 from skbegan import persistence
+from skbegan.core import outputs
 from skbegan.estimator import BeGANTransformer
 from skbegan.persistence import load, save
 
@@ -55,7 +57,8 @@ def small_model(cells=None, **params):
 
 
 def make_file():
-    est = small_model(base_width=2)
+    with mock.patch.object(outputs.ProfileMap.__init__, "__defaults__", (16,)):  # 128 hidden units would fill 70 kB
+        est = small_model(base_width=2)
     path = DATA / f"model-format-{persistence.FORMAT}.safetensors"
     save(est, path)
     X_bf = small_cells()["X_bf"][:4]
@@ -219,11 +222,35 @@ def test_every_format_keeps_loading(number):
     assert_as_expected(est.set_params(device="cpu", precision="float32"), expected)
     assert est.device_ == ("unknown" if number == 1 else "cpu")
     assert est.warm_start is False and est.callback is None
+    assert ("profile" in est.history_) == (number >= 3)
+
+
+def test_profile_and_image_erasure_come_from_the_file(tmp_path):
+    """Format 3 brought them: without either, the outputs that the file is compared with are others."""
+    path = FORMATS[3]
+    expected = np.load(path.with_suffix(".npz"))
+    for part, want, use in (("profile", "features", "transform"), ("erasure", "images", "predict_image")):
+        (tmp_path / "m").write_bytes(path.read_bytes())
+        edit(tmp_path / "m", drop_tensors(part))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)
+            est = load(tmp_path / "m").set_params(device="cpu", precision="float32")
+        assert np.abs(getattr(est, use)(expected["X_bf"]) - expected[want]).max() > 1e-3  # 100 times the tolerance
+
+
+def drop_tensors(part):
+    def change(document, tensors):
+        names = [name for name in tensors if name.startswith(f"{part}.")]
+        assert names
+        for name in names:
+            del tensors[name]
+
+    return change
 
 
 def assert_as_expected(est, expected):
-    np.testing.assert_allclose(est.transform(expected["X_bf"]), expected["features"], rtol=1e-4, atol=1e-5)
-    np.testing.assert_allclose(est.predict_image(expected["X_bf"]), expected["images"], rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(est.transform(expected["X_bf"]), expected["features"], rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(est.predict_image(expected["X_bf"]), expected["images"], rtol=1e-5, atol=1e-5)
     assert est.batches_.tolist() == ["day 1", "day 2"] and est.cell_types_.tolist() == [3, 7, 9]
     assert {"pretraining", "batch_removal", "events"} <= est.history_.keys()
     assert est.random_state == 0 and est.n_features_out_ == len(est.get_feature_names_out())
@@ -364,7 +391,7 @@ def test_file_is_small_and_readable_by_others(est, saved):
     assert safetensors.numpy.load_file(saved).keys() == est._weights.keys()
     with safetensors.safe_open(saved, framework="numpy") as file:
         document = json.loads(file.metadata()["skbegan"])
-    assert document["format"] == 2
+    assert document["format"] == persistence.FORMAT
     assert document["versions"].keys() == {"skbegan", "scikit-learn", "torch", "numpy"}
 
 
@@ -387,7 +414,7 @@ def set_tensor(name, value):
 
 
 REFUSED = {
-    "later format": (set_format(3), "format 3, and only formats up to 2 are known here: update skbegan"),
+    "later format": (set_format(4), "format 4, and only formats up to 3 are known here: update skbegan"),
     "odd format": (set_format("1"), "format should be a number"),
     "no JSON": (lambda document, tensors: "{", "no JSON document of ours"),
     "other JSON": (lambda document, tensors: "[1]", "no JSON document of ours"),
@@ -414,6 +441,14 @@ REFUSED = {
         r"tensors are missing: to_image\.bias",
     ),
     "tensor too many": (set_tensor("more", np.ones(3)), "unexpected tensors: more"),
+    "half a profile": (
+        lambda document, tensors: tensors.pop("profile.centre") is None,
+        r"tensors are missing: profile\.centre",
+    ),
+    "half an erasure": (
+        lambda document, tensors: tensors.pop("erasure.write") is None,
+        r"no generator of its widths .*erasure\.write",
+    ),
     "tensor of integers": (set_tensor("to_image.bias", np.ones(1, int)), r"to_image\.bias should be F32.*I64"),
 }
 

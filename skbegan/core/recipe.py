@@ -432,6 +432,27 @@ FEATURE_CELLS, IMAGE_CELLS, IMAGE_VALUES = 8192, 4096, 2**25
 N_VIEWS, MATCHING_STEPS = 8, 300
 
 
+@dataclass(frozen=True)
+class Finished:
+    """What :func:`finish` leaves.
+
+    Attributes
+    ----------
+    weights : dict of str to ndarray
+    losses : dict of str to list of float
+        Of the fit of the profile; empty where there was none.
+    collapsed : list of int
+        Codes of the cell types that are named no better than by chance from the features.
+    spared : list of int
+        Codes of those that only the profile would have made so, for which it was left out.
+    """
+
+    weights: Weights
+    losses: dict[str, list[float]]
+    collapsed: list[int]
+    spared: list[int]
+
+
 def finish(
     weights: Weights,
     arrays: Arrays,
@@ -439,7 +460,7 @@ def finish(
     seed: int,
     device: str,
     history: History,
-) -> tuple[Weights, dict[str, list[float]], list[str]]:
+) -> Finished:
     """Fit what makes profiles of features and erases the batch from images, see :mod:`skbegan.core.outputs`.
 
     Parameters
@@ -456,10 +477,7 @@ def finish(
 
     Returns
     -------
-    weights : dict of str to ndarray
-    losses : dict of str to list of float
-        Of the fit of the profile; empty where there was none.
-    events : list of str
+    finished : Finished
     """
     where = resolve_device(device)
     dtype = resolve_precision(settings["precision"], where, settings["base_width"])
@@ -467,7 +485,7 @@ def finish(
     generator = generator_from(without_outputs(weights), where, dtype).eval()
     cells, validation = arrays.on(where, dtype)
     losses: dict[str, list[float]] = {}
-    events: list[str] = []
+    spared: list[int] = []
     size = max(64, settings["minibatch_size"])
     order = torch.randperm(len(cells), generator=rng)
 
@@ -503,22 +521,13 @@ def finish(
     drawn = torch.randperm(len(asked), generator=rng)[:FEATURE_CELLS]
     features = run(drawn, encode, of=asked)
     types = asked.cell_type[drawn.to(where)], cells.cell_type[on_device]
-    lost = _collapsed(recalls(features, types[0], views[0], types[1]))
-    if lost:
-        events.append(
-            f"batch_removal: cell types number {lost} of cell_types_ have collapsed, their cells are named no better "
-            "than by chance; lower batch_weight, raise cell_type_weight or train longer"
-        )
+    collapsed = _collapsed(recalls(features, types[0], views[0], types[1]))
     if fitted is not None:
         profile, losses = fitted
         profiles = profile(features), profile(views[0])
-        newly = sorted(set(_collapsed(recalls(profiles[0], types[0], profiles[1], types[1]))) - set(lost))
-        if newly:
+        spared = sorted(set(_collapsed(recalls(profiles[0], types[0], profiles[1], types[1]))) - set(collapsed))
+        if spared:
             losses = {}
-            events.append(
-                f"batch_removal: cell types number {newly} of cell_types_ would have collapsed in the fit of the "
-                "profile, so it was left out and the features are given as they are; lower matching or batch_weight"
-            )
         else:
             generator.profile = profile
     if settings["image_erasure"] and settings["batch_image_weight"] > 0:
@@ -529,7 +538,7 @@ def finish(
         erasure = fit_erasure(images, cells.batch[on_device], cells.cell_type[on_device])
         if erasure is not None:
             generator.erasure = erasure
-    return to_numpy(generator), losses, events
+    return Finished(to_numpy(generator), losses, collapsed, spared)
 
 
 def _collapsed(recall: torch.Tensor) -> list[int]:

@@ -118,7 +118,7 @@ def make_cell_images(
         same types on the same instruments (training and audit sets). None derives it from `random_state`.
     random_state : int, RandomState instance or None, default=None
         Seed of the cell types, the instruments and, without `cells_random_state`, the cells. Pass an int for
-        reproducible images. None draws from NumPy's global state, as everywhere in scikit-learn.
+        reproducible images. The global random state is neither read nor changed: None is another seed each time.
 
     Returns
     -------
@@ -256,7 +256,9 @@ def _labels(prefix: str, count: int) -> Array:
 
 def _root_seed(random_state: Any) -> int:
     """One integer, from which all streams are made with NumPy's Generator (fast, and float32 throughout)."""
-    return int(check_random_state(random_state).randint(np.iinfo(np.int32).max))
+    # scikit-learn takes the global generator for None, which would read and change it.
+    rng = np.random.RandomState() if random_state is None else check_random_state(random_state)
+    return int(rng.randint(np.iinfo(np.int32).max))
 
 
 def _spread(count: int, n_draws: int, rng: np.random.Generator) -> Array:

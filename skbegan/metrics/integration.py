@@ -227,6 +227,7 @@ def _connectivity(near: Array, types: Array) -> dict[int, float]:
     """Return for each type the share of its cells in the largest connected part of its own graph."""
     n, k = near.shape
     graph = csr_array((np.ones(n * k, bool), (np.repeat(np.arange(n), k), near.ravel())), shape=(n, n))
+    graph.indices, graph.indptr = graph.indices.astype(np.int32), graph.indptr.astype(np.int32)  # older scipy needs it
     shares = {}
     for code in np.unique(types):
         rows = np.flatnonzero(types == code)
