@@ -19,6 +19,8 @@ import numpy as np
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from skbegan.core import winograd
+
 Run = Callable[[], float | None]
 
 
@@ -46,10 +48,19 @@ def alternate(runs: Mapping[str, Run], repeats: int, device: torch.device, warm_
     return {name: np.array(values[warm_up:]) for name, values in seconds.items()}
 
 
-def gflop(run: Callable[[], object]) -> float:
-    """Count the arithmetic of matrix products and convolutions in a run, forward and backward, in 1e9 operations."""
-    with FlopCounterMode(display=False) as counter:
-        run()
+def gflop(run: Callable[[], object], direct: bool = True) -> float:
+    """Count the arithmetic of matrix products and convolutions in a run, forward and backward, in 1e9 operations.
+
+    With `direct` as if every convolution were the direct sum, which is the usual measure; else as it is done.
+    """
+    pays = winograd.pays
+    if direct:
+        winograd.pays = lambda *args: False
+    try:
+        with FlopCounterMode(display=False) as counter:
+            run()
+    finally:
+        winograd.pays = pays
     return counter.get_total_flops() / 1e9
 
 

@@ -194,7 +194,8 @@ def measure(args: argparse.Namespace, sizes: dict[str, int], device: torch.devic
             for precision in args.precisions
             if not (fits and precision != "float32")
         }
-        counted = 0.0 if fits else timing.gflop(next(iter(runs.values())))
+        first = next(iter(runs.values()))
+        counted, done = (0.0, 0.0) if fits else (timing.gflop(first), timing.gflop(first, direct=False))
         if key in eager:
             runs["eager"] = eager[key]
         if keras is not None:
@@ -203,7 +204,11 @@ def measure(args: argparse.Namespace, sizes: dict[str, int], device: torch.devic
                 build_keras = ""
                 runs[name] = lambda what=what: keras.run(what)  # type: ignore[misc]
         seconds = timing.alternate(runs, args.repeats, device)
-        results[label] = {"gflop": counted, "seconds": {name: list(values) for name, values in seconds.items()}}
+        results[label] = {
+            "gflop": counted,
+            "gflop_done": done,
+            "seconds": {name: list(values) for name, values in seconds.items()},
+        }
         if args.profile and not fits:
             results[label]["profile"] = {
                 name: profile(run, device) for name, run in runs.items() if name.startswith("skbegan")
@@ -278,6 +283,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print(text + "\n")
     print("\n".join(map(str, goals)))
     for label, found in results.items():
+        if found["gflop"]:
+            print(f"{label}: {found['gflop']:.0f} GFLOP as direct sums, {found['gflop_done']:.0f} as done in float32")
         for name, shares in found.get("profile", {}).items():
             print(f"\nwhere the time goes, {label}, {name}:")
             print("\n".join(f"  {share:6.1%}  {kind}" for kind, share in shares.items()))

@@ -58,6 +58,7 @@ def test_leaves_import_nothing_of_ours():
 
 def test_within_the_core_imports_run_one_way():
     order = [
+        "winograd",
         "device",
         "networks",
         "data",
