@@ -204,12 +204,12 @@ class Peer:
         self.generator.predict(self.cells, verbose=0)
 
     def refresh(self) -> None:
-        """One epoch of the batch classifiers of a refresh, and of the cell-type classifier."""
+        """Ten epochs of the batch classifiers of a refresh, and of the cell-type classifier."""
         per_subset = self.features.shape[1] // N_SUBSETS
         for index, network in enumerate(self.classifiers):
             whole = index == N_SUBSETS
             seen = self.features if whole else self.features[:, index * per_subset : (index + 1) * per_subset]
-            network.fit(seen, self.labels, batch_size=32, epochs=1, validation_split=0.1, verbose=0)
+            network.fit(seen, self.labels, batch_size=32, epochs=10, validation_split=0.1, verbose=0)
 
 
 def main() -> None:

@@ -132,9 +132,13 @@ class Ours:
         )
         return self._step(prepared)
 
-    def stage_1(self, precision: str) -> Callable[[], None]:
+    def stage_1(self, precision: str, change: Callable[[Any], None] | None = None) -> Callable[[], None]:
+        """Return the step of stage 1; `change` is applied to the stage before."""
         settings = self.settings(precision, published=True)
-        return self._step(recipe.prepare_pretraining(self.arrays, settings, self.seeds, str(self.device)))
+        prepared = recipe.prepare_pretraining(self.arrays, settings, self.seeds, str(self.device))
+        if change is not None:
+            change(prepared.stage)
+        return self._step(prepared)
 
     def published(self, precision: str) -> Callable[[], None]:
         return self._removal(precision, published=True)
@@ -143,7 +147,7 @@ class Ours:
         return self._removal(precision, published=False)
 
     def classifiers(self, precision: str) -> Callable[[], None]:
-        """One epoch of the four batch classifiers of a refresh and of the cell-type classifier."""
+        """Ten epochs of the four batch classifiers of a refresh and of the cell-type classifier."""
         n, n_features = self.sizes["n_cells"], self.sizes["n_features"]
         rng = new_rng(0)
         features = torch.randn(n, n_features, generator=rng).to(self.device)
@@ -155,7 +159,7 @@ class Ours:
 
         def run() -> None:
             for network, seen, rate in ((subsets.classifiers, subsets.select(features), 0.05), (cell, features, 1e-3)):
-                fit_classifier(network, seen, labels, learning_rate=rate, epochs=1, minibatch_size=32, rng=rng)
+                fit_classifier(network, seen, labels, learning_rate=rate, epochs=10, minibatch_size=32, rng=rng)
 
         return run
 
