@@ -30,7 +30,7 @@ from comparison import run as run_job
 from rivals import RIVALS, is_installed, load_library
 
 DESIGN = {"image_size": 32, "n_train": 1680, "n_audit": 1260, "n_cell_types": 7, "n_batches": 7, "batches_per_type": 3}
-SIZES = {"base_width": 16, "n_features": 128, "pretrain_epochs": 20, "removal_epochs": 80}
+SIZES = {"base_width": 16, "n_features": 128, "pretrain_epochs": 20, "removal_epochs": 40}
 QUICK_DESIGN = {
     "image_size": 16,
     "n_train": 90,
@@ -49,9 +49,9 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
         "--seeds",
         type=int,
         nargs="+",
-        default=[11, 12, 13],
+        default=[21, 22, 23],
         metavar="N",
-        help="simulated cells: of types, instruments, cells and model; real cells: of the model (default: 11 12 13)",
+        help="simulated cells: of types, instruments, cells and model; real cells: of the model (default: 21 22 23)",
     )
     parser.add_argument(
         "--jurkat", type=Path, metavar="ROOT", help="tree of real cells with ROOT/batch_free_target.npz"

@@ -63,7 +63,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     args = parse_arguments(arguments)
     args.out.mkdir(parents=True, exist_ok=True)
     start = time.perf_counter()
-    cells = make_cell_images(args.n_cells, N_TYPES, N_BATCHES, args.image_size, random_state=3)
+    cells = make_cell_images(args.n_cells, N_TYPES, N_BATCHES, args.image_size, batch_strength=0.5, random_state=3)
     with TemporaryDirectory(ignore_cleanup_errors=True) as cache:
         pipe = Pipeline(
             [
