@@ -60,8 +60,12 @@ class Fit:
         if done.spared:
             events.append(
                 f"batch_removal: these cell types would have collapsed in the fit of the profile: "
-                f"{self._labels(done.spared)}; so it was left out and the features are given as they are; lower "
-                "matching or batch_weight"
+                f"{self._labels(done.spared)}; "
+                + (
+                    f"it was fitted with a share of {done.share:g} of matching"
+                    if done.share
+                    else "so it was left out and the features are given as they are; lower matching or batch_weight"
+                )
             )
         for event in events:
             warnings.warn(event, RuntimeWarning, stacklevel=3)  # the caller of fit

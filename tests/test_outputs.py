@@ -9,6 +9,7 @@ import torch
 from skbegan import BeGANTransformer, load, save
 from skbegan.core.device import new_rng
 from skbegan.core.outputs import discrepancy, fit_erasure, fit_profile, group_members, recalls
+from skbegan.core.recipe import _newly_collapsed
 from skbegan.datasets import make_cell_images
 from skbegan.metrics import batch_leakage, cell_type_accuracy
 
@@ -155,14 +156,47 @@ def test_collapsed_cell_types_are_named_as_the_user_named_them(monkeypatch, name
     """Also where the labels are numbers, which codes could be taken for."""
     cells = make_cell_images(120, 3, 2, 16, random_state=0)
     labels = np.array(names)[np.unique(cells.cell_type, return_inverse=True)[1]]
-    answers = iter([[0, 2] if when == "features" else [], [0, 2]])
-    monkeypatch.setattr("skbegan.core.recipe._collapsed", lambda recall: next(answers))
+    for name, found_in in (("_collapsed", "features"), ("_newly_collapsed", "profile")):
+        answer = [0, 2] if when == found_in else []
+        monkeypatch.setattr(f"skbegan.core.recipe.{name}", lambda *recalls, answer=answer: answer)
     est = BeGANTransformer(base_width=4, n_features=16, pretrain_epochs=1, removal_epochs=1, random_state=0)
     verb = "have collapsed, " if when == "features" else "would have collapsed in the fit of the profile"
     with pytest.warns(RuntimeWarning, match=f"these cell types {verb}.*: {shown};"):
         est.fit(cells.bf, cells.qpi, cells.batch, labels)
     assert sum("collapsed" in event for event in est.history_["events"]) == 1
     assert ("profile" in est.history_) == (when == "features")
+
+
+def test_a_profile_that_would_lose_a_cell_type_is_fitted_with_less_matching(monkeypatch):
+    cells = make_cell_images(120, 3, 2, 16, random_state=0)
+    answers, names = iter([[1], []]), np.array(["T1", "T2", "T3"])
+    weights = []
+    monkeypatch.setattr("skbegan.core.recipe._newly_collapsed", lambda *recalls: next(answers))
+    monkeypatch.setattr(
+        "skbegan.core.recipe.fit_profile",
+        lambda *args, batch_weight, **kwargs: (
+            weights.append(batch_weight) or fit_profile(*args, batch_weight=batch_weight, **kwargs)
+        ),
+    )
+    est = BeGANTransformer(
+        base_width=4, n_features=16, pretrain_epochs=1, removal_epochs=1, batch_weight=2.0, random_state=0
+    )
+    with pytest.warns(RuntimeWarning, match="would have collapsed .*: 'T2'; it was fitted with a share of 0.25"):
+        est.fit(
+            cells.bf,
+            cells.qpi,
+            cells.batch,
+            names[np.unique(cells.cell_type, return_inverse=True)[1]],
+        )
+    assert weights == [est.matching * 2.0, est.matching * 0.5]
+    assert "profile" in est.history_ and any(name.startswith("profile.") for name in est._weights)
+
+
+def test_a_type_that_is_hard_to_name_has_not_collapsed():
+    before = torch.tensor([0.9, 0.30, 0.9, 0.2])
+    assert _newly_collapsed(before, torch.tensor([0.9, 0.24, 0.9, 0.2])) == []  # chance is 0.25
+    assert _newly_collapsed(before, torch.tensor([0.2, 0.10, 0.9, 0.2])) == [0, 1]
+    assert _newly_collapsed(before, torch.tensor([0.3, 0.30, 0.9, 0.9])) == []
 
 
 def test_erasure_finds_nothing_where_there_is_no_batch_effect():

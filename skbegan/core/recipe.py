@@ -430,6 +430,7 @@ def calibrate(
 # Of the fits on the finished generator: cells at most, values of all images at most, views of a cell, steps at most.
 FEATURE_CELLS, IMAGE_CELLS, IMAGE_VALUES = 8192, 4096, 2**25
 N_VIEWS, MATCHING_STEPS = 8, 300
+MATCHING_SHARES = (1.0, 0.25, 0.05)  # tried in turn until no cell type collapses
 
 
 @dataclass(frozen=True)
@@ -444,13 +445,16 @@ class Finished:
     collapsed : list of int
         Codes of the cell types that are named no better than by chance from the features.
     spared : list of int
-        Codes of those that only the profile would have made so, for which it was left out.
+        Codes of those that the profile would have made so, for which it was fitted with less matching.
+    share : float
+        Of `matching` that the profile was fitted with; 0 where it was left out.
     """
 
     weights: Weights
     losses: dict[str, list[float]]
     collapsed: list[int]
     spared: list[int]
+    share: float
 
 
 def finish(
@@ -484,8 +488,6 @@ def finish(
     rng = new_rng(seed)
     generator = generator_from(without_outputs(weights), where, dtype).eval()
     cells, validation = arrays.on(where, dtype)
-    losses: dict[str, list[float]] = {}
-    spared: list[int] = []
     size = max(64, settings["minibatch_size"])
     order = torch.randperm(len(cells), generator=rng)
 
@@ -505,31 +507,38 @@ def finish(
     weight = settings["matching"] * settings["batch_weight"]
     n_views = N_VIEWS if settings["augment"] and weight > 0 else 1
     views = torch.stack([run(chosen, encode, turned=view > 0) for view in range(n_views)])
-    fitted = None
-    if weight > 0:
+    batch, cell_type = cells.batch[on_device], cells.cell_type[on_device]
+    features, types = views[0], cell_type
+    if validation is not None:
+        others = torch.arange(len(validation))[:FEATURE_CELLS]
+        features, types = run(others, encode, of=validation), validation.cell_type[others.to(where)]
+    collapsed = _collapsed(recalls(features, types, views[0], cell_type))
+    if validation is not None:  # for what the profile changes the training cells can be asked too, which are more
+        features, types = torch.cat([features, views[0]]), torch.cat([types, cell_type])
+    recall = recalls(features, types, views[0], cell_type)
+    losses: dict[str, list[float]] = {}
+    spared: list[int] = []
+    share = 0.0
+    for part in MATCHING_SHARES if weight > 0 else ():
         fitted = fit_profile(
             views,
-            cells.batch[on_device],
-            cells.cell_type[on_device],
+            batch,
+            cell_type,
             floor=settings["profile_floor"],
-            batch_weight=weight,
+            batch_weight=part * weight,
             cell_type_weight=settings["cell_type_weight"],
             steps=min(MATCHING_STEPS, len(history["epoch"]) * cells.n_minibatches(settings["minibatch_size"])),
             rng=rng,
         )
-    asked = cells if validation is None else validation
-    drawn = torch.randperm(len(asked), generator=rng)[:FEATURE_CELLS]
-    features = run(drawn, encode, of=asked)
-    types = asked.cell_type[drawn.to(where)], cells.cell_type[on_device]
-    collapsed = _collapsed(recalls(features, types[0], views[0], types[1]))
-    if fitted is not None:
-        profile, losses = fitted
-        profiles = profile(features), profile(views[0])
-        spared = sorted(set(_collapsed(recalls(profiles[0], types[0], profiles[1], types[1]))) - set(collapsed))
-        if spared:
-            losses = {}
-        else:
-            generator.profile = profile
+        if fitted is None:
+            break
+        profile = fitted[0]
+        newly = _newly_collapsed(recall, recalls(profile(features), types, profile(views[0]), cell_type))
+        if not newly:
+            generator.profile, losses = fitted
+            share = part
+            break
+        spared = sorted({*spared, *newly})
     if settings["image_erasure"] and settings["batch_image_weight"] > 0:
         values = arrays.side**2 * len(arrays.qpi_scaling.mean)
         chosen = order[: min(IMAGE_CELLS, max(256, IMAGE_VALUES // values))]
@@ -538,10 +547,18 @@ def finish(
         erasure = fit_erasure(images, cells.batch[on_device], cells.cell_type[on_device])
         if erasure is not None:
             generator.erasure = erasure
-    return Finished(to_numpy(generator), losses, collapsed, spared)
+    return Finished(to_numpy(generator), losses, collapsed, spared, share)
 
 
 def _collapsed(recall: torch.Tensor) -> list[int]:
     """Return the codes of the cell types that are named no better than by chance; where there is one type, none."""
     chance = 1.0 / len(recall) if len(recall) > 1 else 0.0
     return [code for code, value in enumerate(recall.tolist()) if value <= chance]
+
+
+def _newly_collapsed(before: torch.Tensor, after: torch.Tensor) -> list[int]:
+    """Return the codes of the cell types that are named no better than by chance and were named twice as well before.
+
+    A type between two others is hard to name in the best of cases, and has not collapsed for that.
+    """
+    return [code for code in _collapsed(after) if float(after[code]) < 0.5 * float(before[code])]
