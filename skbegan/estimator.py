@@ -161,7 +161,7 @@ class BeGANTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEs
     validation_fraction : float, default=0.1
         Share of the cells, stratified by batch and cell type, held out to choose, in stage 2 to watch, generators.
     standardize : bool, default=True
-        Standardise each channel by its mean and standard deviation over the training cells. Loss weights refer to
+        Standardise each channel over the training cells, and start the last layer at that scale. Loss weights refer to
         standardised images; predictions come in the units of the target all the same.
     inference : {"population", "minibatch"}, default="population"
         ``"population"``: each cell for itself, with BatchNorm statistics of the training set. ``"minibatch"``: the

@@ -20,6 +20,7 @@ from skbegan.core.networks import (
     ImageClassifier,
     SameConv2d,
     build,
+    scale_last_layer,
 )
 
 
@@ -219,3 +220,18 @@ def test_small_maps_are_really_multiplied(monkeypatch):
         transposed(torch.zeros(1, 3, 2, 2))
         with pytest.raises(AssertionError, match="slow kernel"):
             conv(torch.zeros(1, 3, 8, 8))
+
+
+def test_a_scaled_last_layer_starts_with_images_of_about_unit_variance():
+    def spread(generator):
+        source = torch.randn(16, 1, 32, 32, generator=new_rng(1))
+        return float(generator(source)[0].std())
+
+    def make():
+        return build(Generator, 32, base_width=16, n_features=32, rng=new_rng(0))
+
+    published, scaled = make(), scale_last_layer(make())
+    assert spread(published) < 0.2
+    assert 0.4 < spread(scaled) < 2.5
+    others = [name for name in published.state_dict() if name != "to_image.weight"]
+    assert all(torch.equal(published.state_dict()[name], scaled.state_dict()[name]) for name in others)

@@ -97,6 +97,12 @@ def test_waiting_would_be_seen(monkeypatch):
         values.cpu()
 
 
+@pytest.mark.parametrize(("name", "scaled"), [("pretraining", True), ("published", False)])
+def test_only_standardised_targets_scale_the_last_layer(name, scaled):
+    weight = prepared(name).stage.generator.to_image.weight
+    assert (float(weight.std()) > 0.1) is scaled
+
+
 @pytest.mark.parametrize(("name", "encoded"), [("pretraining", 1), ("published", 1), ("default", 2)])
 def test_a_step_runs_the_generator_once(name, encoded, monkeypatch):
     # The default also encodes, without decoding, a second view of the cells.

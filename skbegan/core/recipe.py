@@ -18,7 +18,7 @@ from skbegan.core.batch_transfer import BatchTransfer
 from skbegan.core.data import Cells, ImageStack, Minibatch, Scaling, augment
 from skbegan.core.device import autocast, new_rng, place, resolve_device, resolve_precision
 from skbegan.core.inference import estimate_population_statistics
-from skbegan.core.networks import Discriminator, Generator, build
+from skbegan.core.networks import Discriminator, Generator, build, scale_last_layer
 from skbegan.core.outputs import attach_outputs, fit_erasure, fit_profile, recalls
 from skbegan.core.pretraining import Pretraining
 from skbegan.core.published_removal import PublishedRemoval
@@ -182,6 +182,8 @@ def prepare_pretraining(
     if start is None:
         sizes = {"base_width": settings["base_width"], "n_features": settings["n_features"], **channels}
         generator = place(build(Generator, arrays.side, rng=rng, **sizes), where, dtype)
+        if settings["standardize"]:
+            scale_last_layer(generator)
     else:
         generator = generator_from(without_outputs(start.generator), where, dtype)
     discriminator = place(build(Discriminator, base_width=settings["base_width"], rng=rng, **channels), where, dtype)
@@ -270,6 +272,7 @@ PRETRAINING_SETTINGS = (
     "discriminator_learning_rate",
     "minibatch_size",
     "augment",
+    "standardize",
     "precision",
     "compile",
 )
