@@ -426,10 +426,10 @@ def initialise(network: Network, rng: torch.Generator) -> Network:
 def scale_last_layer(generator: Generator) -> Generator:
     """Scale a new generator's last layer so that it starts with images of unit variance, and return it.
 
-    In effect its weights come from N(0, 2 / fan-in) (He et al., ICCV 2015). The published 0.02 is far below the scale of
-    standardised targets, and at a learning rate of 2e-4 the weights take a thousand steps to grow: until then images are
-    discs of one shade. On real cells, 14 epochs of 19 steps reached an error of 0.055 rather than 0.101 and a correlation
-    of 0.94 rather than 0.83 (one seed).
+    In effect its weights come from N(0, 2 / fan-in) (He et al., ICCV 2015). The published 0.02 is far below the
+    scale of standardised targets, and at a learning rate of 2e-4 the weights take a thousand steps to grow: until
+    then images are discs of one shade. On real cells, 14 epochs of 19 steps reached an error of 0.055 rather than
+    0.101 and a correlation of 0.94 rather than 0.83 (one seed).
     """
     weight = generator.to_image.weight
     weight.mul_((2.0 / weight[0].numel()) ** 0.5 / INITIAL_SPREAD)
