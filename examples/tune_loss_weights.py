@@ -14,8 +14,8 @@ takes the biology with it. Two searches over the same weights tell where it stan
 The weights are spread over decades, for most of the batch goes at small ones; the default is 1. Mind the spreads: on
 so few cells, and with two batches to learn from, neighbouring weights cannot be told apart.
 
-`memory` keeps stage 1, which does not depend on the weight: it is trained once per fold, not once per fit. Takes about
-5 minutes on two cores, and prints a table and draws the trade-off.
+`memory` keeps stage 1, which does not depend on the weight: it is trained once per fold, not once per fit. Takes some
+minutes on two cores, and prints a table and draws the trade-off.
 """
 
 from __future__ import annotations
