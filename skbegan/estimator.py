@@ -577,7 +577,7 @@ class BeGANTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEs
         from skbegan.core.device import resolve_device, resolve_precision
 
         device = resolve_device(self.device)
-        dtype = resolve_precision(self.precision, device, self.base_width)
+        dtype = resolve_precision(self.precision, device, self.base_width_)
         made_for, cached = (device, dtype, folded), self.__dict__.get("_generator")
         if cached is None or cached[0] is not self._weights or cached[1] != made_for:
             generator = recipe.generator_from(self._weights, device, dtype)

@@ -184,6 +184,14 @@ def test_auto_precision_on_a_cpu_follows_the_measurement(faster, monkeypatch):
     assert resolve_precision("float64", cpu, 64) is torch.float64
 
 
+def test_precision_of_a_fitted_model_follows_the_width_it_was_fitted_with(monkeypatch):
+    monkeypatch.setattr(device_module, "is_bfloat16_faster", lambda: True)
+    images = np.random.default_rng(0).normal(size=(2, 12, SIDE, SIDE))
+    est = BeGANTransformer(base_width=4, n_features=8, pretrain_epochs=1, removal_epochs=0, device="cpu")
+    before = est.fit(*images).transform(images[0])
+    np.testing.assert_array_equal(est.set_params(base_width=64).transform(images[0]), before)
+
+
 def test_the_measurement_is_made_once():
     assert is_bfloat16_faster() is is_bfloat16_faster()
     assert is_bfloat16_faster.cache_info().misses == 1
