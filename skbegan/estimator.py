@@ -114,12 +114,19 @@ class BeGANTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEs
         Weight, relative to `batch_weight`, of the distance between the batches of a cell type in feature space
         (``"online"``).
     batch_transfer : float, default=0.8
-        Share of the cells in stage 2 given the look of a batch that is drawn from those in which their type was imaged,
-        by exchanging mean image and power spectrum (``"online"``). Targets get it to be learned from, so that the
-        prediction cannot depend on the batch; brightfields get it as a second view, see `invariance_weight`.
+        Share of the cells in stage 2 given the look of another batch, by exchanging mean image and power spectrum
+        (``"online"``). Targets get it to be learned from, so that the prediction cannot depend on the batch;
+        brightfields get it as a second view, see `invariance_weight`. A type is also shown as batches would that it was
+        never imaged in, or its images would tell which batches those are.
+    brightfield_transfer : float, default=0.4
+        Share of the brightfields that are learned from in another look themselves. The more, the less the cell type is
+        guessed from the batch: less sure in known batches, more often right in new ones.
+    look_spread : float, default=1.5
+        How widely the looks of no batch that most of these brightfields get scatter about the mean of the batches,
+        relative to the batches. 0: only looks of batches. They prepare for batches that were never seen.
     invariance_weight : float, default=5.0
-        Weight of the disagreement between the profile of a cell as it is and as seen in another look and orientation
-        (``"online"``).
+        Weight of the disagreement between the profile of a cell and that of its second view, in another look and
+        orientation (``"online"``).
     activity_weight : float, default=2.0
         Weight of the loss that keeps features from dying out: removing the batch is easiest with few features
         (``"online"``).
@@ -135,11 +142,11 @@ class BeGANTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEs
     averaging : float, default=0.99
         Decay per step of the running average of the generator's weights, which is the generator that stage 2 leaves
         (``"online"``); 0 leaves the last one.
-    matching : float, default=20.0
+    matching : float, default=10.0
         Weight, relative to `batch_weight`, of the differences between the batches of a cell type in the last fit of
         stage 2, that of a small network which makes the profile from the features of the finished generator
         (``"online"``). 0 leaves the features as they are.
-    profile_floor : float, default=0.1
+    profile_floor : float, default=0.03
         The profile keeps the directions in which the features have at least this share of the variance of an average
         direction. Fainter ones hold little but the batch. Greater values leave a profile of fewer independent numbers.
     image_erasure : bool, default=True
@@ -281,6 +288,8 @@ class BeGANTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEs
         adversary_steps: int = 1,
         alignment: float = 0.6,
         batch_transfer: float = 0.8,
+        brightfield_transfer: float = 0.4,
+        look_spread: float = 1.5,
         invariance_weight: float = 5.0,
         activity_weight: float = 2.0,
         decorrelation_weight: float = 2.0,
@@ -288,8 +297,8 @@ class BeGANTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEs
         ramp: float = 0.3,
         decay: float = 0.5,
         averaging: float = 0.99,
-        matching: float = 20.0,
-        profile_floor: float = 0.1,
+        matching: float = 10.0,
+        profile_floor: float = 0.03,
         image_erasure: bool = True,
         learning_rate: float = 2e-4,
         removal_learning_rate: float = 5e-4,
@@ -331,6 +340,8 @@ class BeGANTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEs
         self.adversary_steps = adversary_steps
         self.alignment = alignment
         self.batch_transfer = batch_transfer
+        self.brightfield_transfer = brightfield_transfer
+        self.look_spread = look_spread
         self.invariance_weight = invariance_weight
         self.activity_weight = activity_weight
         self.decorrelation_weight = decorrelation_weight

@@ -435,6 +435,7 @@ _WEIGHTS = (
     "activity_weight",
     "decorrelation_weight",
     "matching",
+    "look_spread",
 )
 _RATES = (
     "learning_rate",
@@ -450,6 +451,7 @@ _SHARES = {  # name: largest value
     "averaging": 0.9999,
     "profile_floor": 1.0,
     "batch_transfer": 1.0,
+    "brightfield_transfer": 1.0,
 }
 _FLAGS = ("standardize", "augment", "compile", "warm_start", "image_erasure")
 _CHOICES = {

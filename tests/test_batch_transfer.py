@@ -29,7 +29,7 @@ def make_cells(n: int = 400, side: int = 16) -> tuple[Cells, np.ndarray]:
 def test_a_linear_batch_effect_is_exchanged_up_to_sampling():
     cells, truth = make_cells()
     before = cells.take(torch.arange(400))
-    moved = BatchTransfer(cells, 2, 2, 1.0, new_rng(0)).source(before)[:, 0]
+    moved = BatchTransfer(cells, 2, 2, 0.0, new_rng(0)).source(before, 1.0)[:, 0]
     truth = torch.from_numpy(truth).float()
     looks = torch.stack([truth, 2 * truth + torch.linspace(-1, 1, 16)])  # as batch 0 and as batch 1 show the cells
     errors = (moved - looks).square().mean((2, 3)).sqrt()
@@ -43,33 +43,70 @@ def test_a_linear_batch_effect_is_exchanged_up_to_sampling():
 
 def test_source_and_target_draw_their_looks_independently():
     cells, _ = make_cells()
-    transfer, before = BatchTransfer(cells, 2, 2, 1.0, new_rng(0)), cells.take(torch.arange(400))
-    changed = [
-        (images != original).flatten(1).any(1)
-        for images, original in ((transfer.source(before), before.source), (transfer.target(before), before.target))
-    ]
+    transfer, before = BatchTransfer(cells, 2, 2, 0.0, new_rng(0)), cells.take(torch.arange(400))
+    pairs = (transfer.source(before, 1.0), before.source), (transfer.target(before, 1.0), before.target)
+    changed = [(images != original).flatten(1).any(1) for images, original in pairs]
     assert 60 < int((changed[0] & ~changed[1]).sum()) < 140
 
 
 def test_share_of_zero_changes_nothing():
     cells, _ = make_cells(80)
     before = cells.take(torch.arange(80))
-    transfer = BatchTransfer(cells, 2, 2, 0.0, new_rng(0))
-    assert torch.equal(transfer.source(before), before.source)
-    assert torch.equal(transfer.target(before), before.target)
+    transfer = BatchTransfer(cells, 2, 2, 1.5, new_rng(0))
+    assert torch.equal(transfer.source(before, 0.0), before.source)
+    assert torch.equal(transfer.target(before, 0.0), before.target)
 
 
-def test_looks_are_taken_only_from_batches_that_have_the_type():
-    batch = np.repeat([0, 1, 2], 30)
-    cell_type = np.where(batch == 2, 1, 0)
-    cell_type[:15] = 1  # type 0 in batches 0 and 1, type 1 in 0 and 2
-    images = np.random.default_rng(0).normal(size=(90, 16, 16)) + 100.0 * batch[:, None, None]
+def flat_cells(batch: np.ndarray, cell_type: np.ndarray) -> Cells:
+    """Noise of images whose mean is 100 times the batch plus 10 times the type."""
+    levels = 100.0 * batch + 10.0 * cell_type
+    images = np.random.default_rng(0).normal(size=(len(batch), 16, 16)) + levels[:, None, None]
     stack = ImageStack(images.astype(np.float32), Scaling.identity(1), CPU)
-    cells = Cells(stack, stack, batch, cell_type, np.arange(90))
-    moved = BatchTransfer(cells, 3, 2, 1.0, new_rng(0)).source(cells.take(torch.arange(90)))
-    looks_like = (moved.mean((1, 2, 3)) / 100).round().long()
-    assert set(looks_like[cell_type == 0].tolist()) == {0, 1}
-    assert set(looks_like[cell_type == 1].tolist()) == {0, 2}
+    return Cells(stack, stack, batch, cell_type, np.arange(len(batch)))
+
+
+def looks_seen(transfer: BatchTransfer, cells: Cells, cell_type: int) -> set[int]:
+    moved = transfer.source(cells.take(torch.arange(len(cells))), 1.0)
+    levels = (moved.mean((1, 2, 3)) - 10 * cells.cell_type) / 100
+    assert float((levels - levels.round()).abs().max()) < 0.02  # the type stays what it is
+    return set(levels.round().long()[cells.cell_type == cell_type].tolist())
+
+
+def test_a_type_gets_looks_of_batches_it_was_never_in_by_way_of_other_types():
+    # Type 0 in batches 0 and 1, type 1 in 1 and 2: what batch 2 would make of type 0 follows from type 1.
+    batch, cell_type = np.repeat([0, 1, 1, 2], 40), np.repeat([0, 0, 1, 1], 40)
+    cells = flat_cells(batch, cell_type)
+    transfer = BatchTransfer(cells, 3, 2, 0.0, new_rng(0))
+    assert looks_seen(transfer, cells, 0) == looks_seen(transfer, cells, 1) == {0, 1, 2}
+
+
+def test_batches_that_nothing_compares_lend_no_looks():
+    batch, cell_type = np.repeat([0, 1, 2, 3], 40), np.repeat([0, 0, 1, 1], 40)
+    cells = flat_cells(batch, cell_type)
+    transfer = BatchTransfer(cells, 4, 2, 0.0, new_rng(0))
+    assert looks_seen(transfer, cells, 0) == {0, 1}
+    assert looks_seen(transfer, cells, 1) == {2, 3}
+    alone = flat_cells(np.repeat([0, 1], 40), np.repeat([0, 1], 40))  # each type in one batch: nothing is known
+    before = alone.take(torch.arange(80))
+    assert torch.equal(BatchTransfer(alone, 2, 2, 1.5, new_rng(0)).source(before, 1.0), before.source)
+
+
+def test_looks_of_no_batch_scatter_about_the_batches_as_asked_for():
+    batch, cell_type = np.tile(np.arange(4), 300), np.zeros(1200, int)
+    cells = flat_cells(batch, cell_type)
+    before = cells.take(torch.arange(1200))
+
+    def levels(spread: float) -> torch.Tensor:
+        moved = BatchTransfer(cells, 4, 1, spread, new_rng(0)).source(before, 1.0)
+        return moved.mean((1, 2, 3)) / 100
+
+    strange = levels(1.5)
+    of_none = (strange - strange.round()).abs() > 0.02
+    assert 0.55 < float(of_none.float().mean()) < 0.75  # most are of no batch
+    assert abs(float(strange[of_none].mean()) - 1.5) < 0.2
+    wide, narrow = (float((levels(spread) - 1.5).square().mean()) for spread in (3.0, 0.5))
+    assert wide > 2 * narrow
+    assert float((levels(0.0) - levels(0.0).round()).abs().max()) < 0.02  # none are, where none are wanted
 
 
 def test_groups_of_few_cells_are_left_alone():
@@ -78,6 +115,6 @@ def test_groups_of_few_cells_are_left_alone():
     batch = np.r_[np.zeros(40 - MIN_CELLS + 1, int), np.ones(MIN_CELLS - 1, int)]
     cells = Cells(stack, stack, batch, np.zeros(40, int), np.arange(40))
     before = cells.take(torch.arange(40))
-    assert torch.equal(BatchTransfer(cells, 2, 1, 1.0, new_rng(0)).source(before), before.source)
+    assert torch.equal(BatchTransfer(cells, 2, 1, 1.5, new_rng(0)).source(before, 1.0), before.source)
     few = Cells(stack, stack, np.arange(40), np.zeros(40, int), np.arange(40))
-    assert torch.equal(BatchTransfer(few, 40, 1, 1.0, new_rng(0)).source(before), before.source)
+    assert torch.equal(BatchTransfer(few, 40, 1, 1.5, new_rng(0)).source(before, 1.0), before.source)

@@ -70,7 +70,7 @@ def test_images_come_in_the_units_of_the_target(cells):
     kwargs = {**TINY, "removal_epochs": 0}
     plain = BeGANTransformer(**kwargs).fit(cells.bf, cells.qpi)
     scaled = BeGANTransformer(**kwargs).fit(cells.bf, cells.qpi * 10 + 5)
-    np.testing.assert_allclose(scaled.predict_image(cells.bf), plain.predict_image(cells.bf) * 10 + 5, atol=2e-3)
+    np.testing.assert_allclose(scaled.predict_image(cells.bf), plain.predict_image(cells.bf) * 10 + 5, atol=2e-2)
 
 
 def test_several_channels(cells):

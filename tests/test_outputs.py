@@ -32,7 +32,7 @@ def features(seed: int, n: int = N, d: int = 6) -> torch.Tensor:
 
 
 def fit(values: torch.Tensor, **changes: object) -> object:
-    settings = {"floor": 0.01, "batch_weight": 20.0, "cell_type_weight": 1.0, "steps": 150, "rng": new_rng(0)}
+    settings = {"floor": 0.01, "batch_weight": 10.0, "cell_type_weight": 1.0, "steps": 150, "rng": new_rng(0)}
     return fit_profile(values[None], *labels(len(values)), **(settings | changes))
 
 

@@ -22,10 +22,11 @@ from skbegan.core.device import Adam, new_rng
 from skbegan.core.networks import Generator, build
 
 HIDDEN = 128
-LEARNING_RATE = 1e-3
+LEARNING_RATE = 3e-3
+WEIGHT_DECAY = 0.3  # of the correction, relative to the learning rate: training cells are learned by heart less
 CELLS_PER_STEP = 2048
-KERNEL_WIDTHS = (0.1, 0.3, 1.0)  # of the squared distance, in units of its median within the type
-RIDGE = 0.03  # of the variance of a standardised feature, in the metric of the kernels
+KERNEL_WIDTHS = (0.1, 0.3, 1.0, 3.0)  # of the squared distance, in units of its median within the type
+RIDGE = 0.1  # of the variance of a standardised feature, in the metric of the kernels
 CELL_TYPE_SHARE = 2.0  # of the reader of the cell type in this fit, relative to stage 2
 KEEP_WEIGHT = 0.3  # of the squared distance between code and corrected code
 MIN_CELLS = 4  # in a group of type and batch
@@ -197,7 +198,8 @@ def fit_profile(
     optimizer = Adam([*profile.correction.parameters(), *reader.parameters()], LEARNING_RATE)
     recorded: dict[str, list[Tensor]] = {"discrepancy": [], "cell_type": [], "correction": []}
     for step in range(steps):
-        optimizer.set_learning_rate(LEARNING_RATE * min(1.0, 2.0 * (1.0 - step / steps)))
+        rate = LEARNING_RATE * min(1.0, 2.0 * (1.0 - step / steps))
+        optimizer.set_learning_rate(rate)
         part, types, rows = members, cell_type, torch.arange(n)
         if n > CELLS_PER_STEP:
             rows = torch.randperm(n, generator=rng)[:CELLS_PER_STEP]
@@ -217,6 +219,8 @@ def fit_profile(
         optimizer.zero_grad(set_to_none=True)
         total.backward()
         optimizer.step()
+        with torch.no_grad():
+            torch._foreach_mul_(list(profile.correction.parameters()), 1.0 - WEIGHT_DECAY * rate)
         for name, value in losses.items():
             recorded[name].append(value.detach())
     history = {

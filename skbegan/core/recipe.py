@@ -307,14 +307,17 @@ def prepare_removal(
     order = new_rng(seeds["order"])
     online = settings["adversary"] == "online"
     if online:
-        transfer = BatchTransfer(cells, n_batches, n_cell_types, settings["batch_transfer"], order)
+        transfer = BatchTransfer(cells, n_batches, n_cell_types, settings["look_spread"], order)
         turn = _augmentation(settings["augment"], order)
 
         def prepare(part: Minibatch) -> Minibatch:
-            seen = turn(replace(part, target=transfer.target(part)))
+            target = transfer.target(part, settings["batch_transfer"])
+            source = transfer.source(part, settings["brightfield_transfer"])
+            seen = turn(replace(part, source=source, target=target))
             if settings["invariance_weight"] == 0:
                 return seen
-            return replace(seen, twin=turn(replace(part, source=transfer.source(part))).source)
+            other = transfer.source(part, settings["batch_transfer"])
+            return replace(seen, twin=turn(replace(part, source=other)).source)
 
     else:
         prepare = _augmentation(settings["augment"], order)
@@ -432,7 +435,7 @@ def calibrate(
 
 # Of the fits on the finished generator: cells at most, values of all images at most, views of a cell, steps at most.
 FEATURE_CELLS, IMAGE_CELLS, IMAGE_VALUES = 8192, 4096, 2**25
-N_VIEWS, MATCHING_STEPS = 8, 300
+N_VIEWS, MATCHING_STEPS = 8, 900
 MATCHING_SHARES = (1.0, 0.25, 0.05)  # tried in turn until no cell type collapses
 
 
