@@ -49,6 +49,7 @@ METHODS = {
     **{key: rival.label for key, rival in RIVALS.items()},
     "published": "published stage 2",
     "default": "default",
+    "default-fifth": "default, in a fifth of the images",
     "ceiling": "batch-free truth, PCA (ceiling)",
 }
 IMAGE_METHODS = {
@@ -59,9 +60,10 @@ IMAGE_METHODS = {
     "contrast": "stage 1, background and contrast",
     "published": "published stage 2",
     "default": "default",
+    "default-fifth": "default, in a fifth of the images",
     "ceiling": "batch-free truth (ceiling)",
 }
-MODELS = ("stage1", "stage1-longer", "published", "default")
+MODELS = ("stage1", "stage1-longer", "published", "default", "default-fifth")
 USES_STAGE_1 = {"stage1", "background", "contrast", *RIVALS}
 
 
@@ -164,7 +166,7 @@ def core_digest(*folders: str) -> str:
 
 
 def build(name: str, seed: int, settings: Mapping[str, Any]) -> BeGANTransformer:
-    """Return a model, unfitted: all have the same sizes, and all but stage 1 see the same number of images."""
+    """Return a model, unfitted: all have the same sizes, and see as many images unless their label says otherwise."""
     parameters = dict(settings["sizes"])
     if name == "published":
         parameters = {**PUBLISHED, **parameters, **settings["published"]}
@@ -174,6 +176,9 @@ def build(name: str, seed: int, settings: Mapping[str, Any]) -> BeGANTransformer
         parameters["pretrain_epochs"] += parameters["removal_epochs"]
     if name.startswith("stage1"):
         parameters["removal_epochs"] = 0
+    if name == "default-fifth":
+        for stage in ("pretrain_epochs", "removal_epochs"):
+            parameters[stage] = max(1, parameters[stage] // 5)
     # Stage 1 that other code has trained is not used again.
     memory = Path(settings["memory"]) / core_digest("core")
     return BeGANTransformer(**parameters, memory=str(memory), device=settings["device"], random_state=seed)

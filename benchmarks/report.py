@@ -184,6 +184,13 @@ def goals(runs: Sequence[Run], data: str) -> list[dict[str, Any]]:
             at_least("cell type: at least stage 1", default["cell_type"], stage1["cell_type"])
         at_most(f"cross-batch: at most {GAP} below within-batch", default["gap"], GAP)
         at_least(f"active features: more than {ACTIVE:.0%}", default["active"], ACTIVE, strict=True)
+    short, published = features.get("default-fifth"), features.get("published")
+    if short is not None and published is not None:
+        fifth = "a fifth of the images: "
+        at_least(f"{fifth}cross-batch at least published", short["cross_batch"], published["cross_batch"])
+        for name in ("linear", "mlp", "15nn"):
+            key = f"leakage_{name}"
+            at_most(f"{fifth}leakage, {name}, at most published", short[key], published[key])
     if "default" in images and "stage1" in images:
         ours, before = images["default"], images["stage1"]
         at_most(f"image MAE: at most {OF_STAGE_1_MAE} of stage 1", ours["mae"], OF_STAGE_1_MAE * before["mae"])
@@ -229,6 +236,7 @@ STYLES = {  # colour and marker: grey for pixels, blues and greens for rivals, w
     "leace-types": ("#2ca02c", "h"),
     "published": ("#ff7f0e", "o"),
     "default": ("#d62728", "o"),
+    "default-fifth": ("#d62728", "d"),
     "ceiling": ("#e6b800", "*"),
 }
 SHOWN = {
