@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
+from conftest import TINY
 
+from skbegan import BeGANTransformer
+from skbegan.core import recipe
 from skbegan.core.batch_transfer import MIN_CELLS, BatchTransfer
 from skbegan.core.data import Cells, ImageStack, Scaling
 from skbegan.core.device import new_rng
@@ -118,3 +123,26 @@ def test_groups_of_few_cells_are_left_alone():
     assert torch.equal(BatchTransfer(cells, 2, 1, 1.5, new_rng(0)).source(before, 1.0), before.source)
     few = Cells(stack, stack, np.arange(40), np.zeros(40, int), np.arange(40))
     assert torch.equal(BatchTransfer(few, 40, 1, 1.5, new_rng(0)).source(before, 1.0), before.source)
+
+
+def test_parameters_say_how_many_images_get_looks_and_how_strange_ones(monkeypatch, cells):
+    asked = set()
+
+    class Watched(BatchTransfer):
+        def __init__(self, cells: Cells, n_batches: int, n_cell_types: int, spread: float, rng: Any) -> None:
+            super().__init__(cells, n_batches, n_cell_types, spread, rng)
+            asked.add(("spread", spread))
+
+        def source(self, cells: Any, share: float) -> torch.Tensor:
+            asked.add(("source", share))
+            return super().source(cells, share)
+
+        def target(self, cells: Any, share: float) -> torch.Tensor:
+            asked.add(("target", share))
+            return super().target(cells, share)
+
+    monkeypatch.setattr(recipe, "BatchTransfer", Watched)
+    looks = {"batch_transfer": 0.75, "brightfield_transfer": 0.25, "look_spread": 0.5}
+    BeGANTransformer(**TINY, **looks).fit(cells.bf, cells.qpi, cells.batch, cells.cell_type)
+    # Learned from: brightfield and target; second view: brightfield.
+    assert asked == {("spread", 0.5), ("source", 0.25), ("target", 0.75), ("source", 0.75)}
