@@ -49,9 +49,9 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
         "--seeds",
         type=int,
         nargs="+",
-        default=[21, 22, 23],
+        default=[31, 32, 33],
         metavar="N",
-        help="simulated cells: of types, instruments, cells and model; real cells: of the model (default: 21 22 23)",
+        help="simulated cells: of types, instruments, cells and model; real cells: of the model (default: 31 32 33)",
     )
     parser.add_argument(
         "--jurkat", type=Path, metavar="ROOT", help="tree of real cells with ROOT/batch_free_target.npz"
