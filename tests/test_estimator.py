@@ -486,3 +486,13 @@ def test_a_new_fit_forgets_the_old_one():
     model.fit(large.bf, large.qpi, large.batch, large.cell_type)
     assert model.transform(large.bf).shape == (40, 16)
     assert model.image_shape_ == (32, 32)
+
+
+def test_bfloat16_learns_as_float32_does(cells):
+    kwargs = {**TINY, "pretrain_epochs": 12, "learning_rate": 1e-3}
+    found = {}
+    for precision in ("float32", "bfloat16"):
+        model = BeGANTransformer(**kwargs, precision=precision).fit(cells.bf, cells.qpi, cells.batch, cells.cell_type)
+        found[precision] = np.array(model.history_["pretraining"]["image"])
+    assert found["float32"][-1] < 0.7 * found["float32"][0]
+    np.testing.assert_allclose(found["bfloat16"], found["float32"], rtol=0.1)

@@ -14,7 +14,7 @@ from skbegan import PUBLISHED, BeGANTransformer
 from skbegan.core import device as device_module
 from skbegan.core import recipe
 from skbegan.core.data import ImageStack, Scaling
-from skbegan.core.device import is_bfloat16_faster, new_rng, resolve_precision
+from skbegan.core.device import autocast, is_bfloat16_faster, new_rng, resolve_precision, undisturbed
 from skbegan.core.inference import fold, infer, is_folded
 from skbegan.core.networks import Generator, build
 
@@ -195,3 +195,15 @@ def test_precision_of_a_fitted_model_follows_the_width_it_was_fitted_with(monkey
 def test_the_measurement_is_made_once():
     assert is_bfloat16_faster() is is_bfloat16_faster()
     assert is_bfloat16_faster.cache_info().misses == 1
+
+
+def test_bfloat16_never_computes_with_the_weights_of_an_earlier_step():
+    layer, x = torch.nn.Linear(4, 4), torch.ones(2, 4)
+    with undisturbed():
+        with autocast(torch.device("cpu"), torch.bfloat16):
+            assert layer(x).dtype is torch.bfloat16
+        with torch.no_grad():
+            layer.weight.fill_(2.0)
+            layer.bias.zero_()
+        with autocast(torch.device("cpu"), torch.bfloat16):
+            assert torch.equal(layer(x).float(), torch.full((2, 4), 8.0))

@@ -85,7 +85,9 @@ def is_bfloat16_faster() -> bool:
 def autocast(device: torch.device, dtype: torch.dtype) -> contextlib.AbstractContextManager[object]:
     """Context in which the networks compute in bfloat16; nothing for the full precisions."""
     if dtype is torch.bfloat16:
-        return torch.autocast(device.type, dtype)
+        # Without the cache of converted weights: it is emptied when the outermost context ends, and this one is within
+        # that of `undisturbed`, so that a fit would go on with the weights of its first step.
+        return torch.autocast(device.type, dtype, cache_enabled=False)
     return contextlib.nullcontext()
 
 
