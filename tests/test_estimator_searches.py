@@ -312,7 +312,8 @@ def test_a_search_on_the_bare_transformer_chooses_the_model_that_removes_the_bat
     cells = make_cell_images(400, 3, 3, 32, random_state=1)
     stages = {"pretrain_epochs": 15, "learning_rate": 1e-3, "removal_epochs": 30, "removal_learning_rate": 1e-3}
     estimator = began(base_width=4, warmup_epochs=2, minibatch_size=32, memory=tmp_path, **stages)
-    off = {name: [0.0] for name in ("batch_weight", "batch_image_weight", "batch_transfer", "invariance_weight")}
+    names = ("batch_weight", "batch_image_weight", "batch_transfer", "brightfield_transfer", "invariance_weight")
+    off = {name: [0.0] for name in names}
     labels = pd.DataFrame({"batch": cells.batch, "cell_type": cells.cell_type})
     halves = [(np.arange(200), np.arange(200, 400))]
     search = GridSearchCV(estimator, [off, {"batch_weight": [1.0]}], cv=halves, refit=False, error_score="raise")
