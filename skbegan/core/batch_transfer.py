@@ -161,7 +161,7 @@ class BatchTransfer:
     def source(self, cells: Minibatch, share: float) -> Tensor:
         """Return the brightfield of the cells, a share of them in the look of another batch or of none."""
         moved = self._restyle(0, cells.source, cells, share)
-        if self._looks is None or self.spread == 0:
+        if self._looks is None or share == 0 or self.spread == 0:
             return moved
         device, shape = cells.source.device, (2, len(cells), self.n_batches)
         chance = torch.rand(len(cells), generator=self.rng).to(device, non_blocking=True)
@@ -182,7 +182,7 @@ class BatchTransfer:
 
     def _restyle(self, which: int, images: Tensor, cells: Minibatch, share: float) -> Tensor:
         """Give a share of the cells the look of a batch drawn from all that compare with their own, that one too."""
-        if self._looks is None:
+        if self._looks is None or share == 0:
             return images
         chance, draw = torch.rand(2, len(cells), generator=self.rng).to(images.device, non_blocking=True)
         drawn = (draw[:, None] >= self._cumulative[cells.cell_type]).sum(1).clamp(max=self.n_batches - 1)
