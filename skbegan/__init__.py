@@ -8,30 +8,39 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+from skbegan._version import __version__
 
 if TYPE_CHECKING:
-    from skbegan.estimator import PUBLISHED, BeGANTransformer
-    from skbegan.keras_import import load_keras_generator
-    from skbegan.persistence import load, save
+    from skbegan import datasets, metrics, plotting
+    from skbegan.config import PUBLISHED, OnlineRemoval, ProfileAlignment, PublishedRemoval
+    from skbegan.estimator import BeGANTransformer
+    from skbegan.io.keras import load_keras_generator
+    from skbegan.io.model_file import load, save
 
 __all__ = [
     "PUBLISHED",
     "BeGANTransformer",
+    "OnlineRemoval",
+    "ProfileAlignment",
+    "PublishedRemoval",
     "__version__",
     "datasets",
     "load",
     "load_keras_generator",
     "metrics",
+    "plotting",
     "save",
 ]
 
 _HOMES = {
     "BeGANTransformer": "skbegan.estimator",
-    "PUBLISHED": "skbegan.estimator",
-    "load": "skbegan.persistence",
-    "save": "skbegan.persistence",
-    "load_keras_generator": "skbegan.keras_import",
+    "OnlineRemoval": "skbegan.config",
+    "PUBLISHED": "skbegan.config",
+    "ProfileAlignment": "skbegan.config",
+    "PublishedRemoval": "skbegan.config",
+    "load": "skbegan.io.model_file",
+    "load_keras_generator": "skbegan.io.keras",
+    "save": "skbegan.io.model_file",
 }
 _ROOMS = ("datasets", "metrics", "plotting")
 
@@ -48,4 +57,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_HOMES, *_ROOMS})
+    return sorted(__all__)

@@ -1,9 +1,11 @@
-"""BeGANTransformer: the estimator. Speaks scikit-learn outwards and hands the work to the PyTorch core."""
+"""BeGANTransformer: the estimator. Speaks scikit-learn outwards and hands the work to the stages of a fit."""
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import inspect
+import operator
 from collections.abc import Callable
 from typing import Any
 
@@ -13,38 +15,13 @@ from sklearn.utils import check_random_state
 from sklearn.utils.metadata_routing import UNUSED
 from sklearn.utils.validation import check_is_fitted
 
-from skbegan import validation
+from skbegan import checks
+from skbegan._version import versions
+from skbegan.config import Config, OnlineRemoval, Parameters, ProfileAlignment, RemovalMethod
+from skbegan.design import Design, removal_verdict
+from skbegan.model import FittedModel
 
-__all__ = ["PUBLISHED", "BeGANTransformer"]
-
-PUBLISHED: dict[str, Any] = {
-    "base_width": 64,
-    "n_features": 512,
-    "pretrain_epochs": 100,
-    "pretrain_image_weight": 100.0,
-    "removal_epochs": 300,
-    "refresh_epochs": 5,
-    "classifier_epochs": 100,
-    "adversarial_weight": 1.0,
-    "cell_type_weight": 100.0,
-    "cell_type_image_weight": 100.0,
-    "batch_weight": 100.0,
-    "batch_image_weight": 100.0,
-    "image_weight": 300.0,
-    "batch_target": "reference",
-    "adversary": "published",
-    "n_adversaries": 4,
-    "learning_rate": 2e-4,
-    "removal_learning_rate": 2e-4,
-    "discriminator_learning_rate": 1e-4,
-    "classifier_learning_rate": 1e-3,
-    "adversary_learning_rate": 0.05,
-    "minibatch_size": 10,
-    "augment": False,
-    "standardize": False,
-    "precision": "float32",
-}
-"""Parameters that reproduce the original recipe: ``BeGANTransformer(**PUBLISHED)``."""
+__all__ = ["BeGANTransformer"]
 
 _REQUESTS: dict[str, bool | str] = {"X_bf": UNUSED, "batch": True, "cell_type": True, "y_qpi": True}
 
@@ -61,12 +38,25 @@ def _first_argument_by_name(method: Callable[..., Any]) -> Callable[..., Any]:
     return call
 
 
+def _fitted(path: str) -> property:
+    """Return a property that reads a part of the fitted model, and is not there before fit."""
+    read = operator.attrgetter(path)
+
+    def get(self: BeGANTransformer) -> Any:
+        if self._model is None:
+            raise AttributeError(f"this {type(self).__name__} is not fitted yet")
+        return read(self._model)
+
+    return property(get)
+
+
 class BeGANTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
     """Batch-free profiles and quantitative phase images of single cells from brightfield crops.
 
-    Stage 1 pretrains a pix2pix conditional GAN that predicts the target image (the quantitative phase image, QPI) from
-    the brightfield. In stage 2 classifiers of batch and cell type, on the features and on the predicted images, steer
-    the generator so that neither tells the batch and both keep the cell type.
+    Stage 1, pretraining: a pix2pix conditional GAN that predicts the target image (the quantitative phase image, QPI)
+    from the brightfield. Stage 2, batch removal: classifiers of batch and cell type, on the features and on the
+    predicted images, steer the generator so that neither tells the batch and both keep the cell type. Stage 3, profile
+    alignment: on the finished generator a small network makes the profile from the features.
 
     Parameters
     ----------
@@ -81,18 +71,18 @@ class BeGANTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEs
     removal_epochs : int, default=300
         Epochs of stage 2; 0 leaves the pretrained model.
     refresh_epochs : int, default=5
-        Every so many epochs the oldest feature adversary is replaced by a new one (``adversary="online"``), or all of
-        them are fitted from scratch on a new split of the features (``"published"``).
+        Every so many epochs the oldest feature adversary is replaced by a new one (OnlineRemoval), or all of them are
+        fitted from scratch on a new split of the features (PublishedRemoval).
     classifier_epochs : int, default=100
-        Epochs of each classifier fit between the stages and at each refresh of ``adversary="published"``.
+        Epochs of each classifier fit of PublishedRemoval, between the stages and at each refresh.
     adversarial_weight : float, default=0.1
         Weight of the discriminator's verdict in stage 2.
     cell_type_weight, cell_type_image_weight : float, default=1.0
         Weights of the cross-entropy of the cell type, read from the features and from the predicted image.
     batch_weight : float, default=1.0
         Weight of the losses that remove the batch from the features: the knob that trades batch removal against all
-        else. It multiplies the fool loss of the feature adversaries (their mean; with ``adversary="published"`` their
-        sum), the alignment and the matching. 0 leaves the images to be freed of the batch, see `batch_image_weight`.
+        else. It multiplies the fool loss of the feature adversaries (their mean; with PublishedRemoval their sum), the
+        alignment and the matching. 0 leaves the images to be freed of the batch, see `batch_image_weight`.
     batch_image_weight : float, default=4.0
         Weight of the fool loss of the adversary that reads the batch from the predicted image; 0: no erasure either.
     image_weight : float, default=30.0
@@ -102,73 +92,24 @@ class BeGANTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEs
         probability for every batch, or `reference_batch` for every cell (published).
     reference_batch : label, default=None
         Batch that ``batch_target="reference"`` pushes all cells to; None takes the first in sorted order.
-    adversary : {"online", "published"}, default="online"
-        ``"online"``: adversaries see all features and the cell type and are trained along with the generator.
-        ``"published"``: four classifiers on disjoint quarters of the features, fitted at each refresh and frozen in
-        between, image classifiers fitted once after stage 1.
-    n_adversaries : int, default=2
-        Feature adversaries; for ``"published"`` the number of feature subsets.
-    adversary_steps : int, default=1
-        Updates of the feature adversaries per step of the generator (``"online"``). More make the game unstable.
-    alignment : float, default=0.6
-        Weight, relative to `batch_weight`, of the distance between the batches of a cell type in feature space
-        (``"online"``).
-    batch_transfer : float, default=0.8
-        Share of the cells in stage 2 given the look of another batch, by exchanging mean image and power spectrum
-        (``"online"``). Targets get it to be learned from, so that the prediction cannot depend on the batch;
-        brightfields get it as a second view, see `invariance_weight`. A type is also shown as batches would that it was
-        never imaged in, or its images would tell which batches those are.
-    brightfield_transfer : float, default=0.4
-        Share of the brightfields that are learned from in another look themselves. The more, the less the cell type is
-        guessed from the batch: less sure in known batches, more often right in new ones. On one draw of simulated
-        cells, 0.4 names 0.85 of the types in known batches, 0.8 names 0.73; the benchmarks' README has more.
-    look_spread : float, default=1.5
-        How widely the looks of no batch that most of these brightfields get scatter about the mean of the batches,
-        relative to the batches. 0: only looks of batches. They prepare for batches that were never seen: on
-        one such batch of simulated cells they raised cell type from 0.10 to 0.14 (one run, 180 cells: near chance).
-    invariance_weight : float, default=5.0
-        Weight of the disagreement between the profile of a cell and that of its second view, in another look and
-        orientation (``"online"``).
-    activity_weight : float, default=2.0
-        Weight of the loss that keeps features from dying out: removing the batch is easiest with few features
-        (``"online"``).
-    decorrelation_weight : float, default=2.0
-        Weight of the redundancy of the features, the mean squared correlation of pairs of them (``"online"``).
-    warmup_epochs : int, default=4
-        Epochs in which the classifiers are trained and the generator is not, at the start of stage 2 (``"online"``).
-    ramp : float, default=0.3
-        Share of stage 2 over which the weights of the fool losses rise from 0 (``"online"``). Strong fooling from the
-        first step outruns the cell-type classifiers.
-    decay : float, default=0.5
-        Share of stage 2, its last part, over which the generator's learning rate falls to 0 (``"online"``).
-    averaging : float, default=0.99
-        Decay per step of the running average of the generator's weights, which is the generator that stage 2 leaves
-        (``"online"``); 0 leaves the last one.
-    matching : float, default=10.0
-        Weight, relative to `batch_weight`, of the differences between the batches of a cell type in the last fit of
-        stage 2, that of a small network which makes the profile from the features of the finished generator
-        (``"online"``). 0 leaves the features as they are.
-    profile_floor : float, default=0.03
-        The profile keeps the directions in which the features have at least this share of the variance of an average
-        direction. Fainter ones hold little but the batch. Greater values leave a profile of fewer independent numbers.
-    image_erasure : bool, default=True
-        Erase from the predicted images the directions in which the batches of a cell type have different means
-        (``"online"``, and a positive `batch_image_weight`).
+    removal : OnlineRemoval or PublishedRemoval, default=OnlineRemoval()
+        How stage 2 removes the batch, with the parameters of that method: :class:`~skbegan.OnlineRemoval`, adversaries
+        that are trained along with the generator, or :class:`~skbegan.PublishedRemoval`, classifiers that are fitted
+        between the stages and frozen. A search reaches them as ``removal__alignment``.
+    profile : ProfileAlignment, default=ProfileAlignment()
+        Stage 3, which makes the profile from the features of the finished generator; not after PublishedRemoval.
     learning_rate : float, default=2e-4
         Of the generator in stage 1 (Adam, as all others).
-    removal_learning_rate : float, default=5e-4
-        Of the generator in stage 2.
     discriminator_learning_rate : float, default=1e-4
     classifier_learning_rate : float, default=1e-3
-        Of the cell-type classifiers, and of the image classifiers of ``adversary="published"``.
-    adversary_learning_rate : float, default=1e-3
-        Of the adversaries. The published 0.05 often leaves some of them dead.
+        Of the cell-type classifiers, and of the image classifiers of PublishedRemoval.
     minibatch_size : int, default=64
         Cells per optimisation step.
     augment : bool, default=True
         Flip and turn each pair of images at random (the eight symmetries of the square) while training.
     validation_fraction : float, default=0.1
         Share of the cells, stratified by batch and cell type, held out to choose, in stage 2 to watch, generators.
+        Where that would be a single cell none is held out.
     standardize : bool, default=True
         Standardise each channel over the training cells, and start the last layer at that scale. Loss weights refer to
         standardised images; predictions come in the units of the target all the same.
@@ -179,9 +120,9 @@ class BeGANTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEs
     device : str, default="auto"
         ``"auto"`` is CUDA where there is one, else the CPU; decided anew wherever the model is used.
     precision : {"auto", "float32", "bfloat16", "float64"}, default="auto"
-        Arithmetic of the networks; losses, and what is fitted after stage 2, keep full precision. ``"auto"`` is
-        bfloat16 on CUDA cards that have it and, for `base_width` 32 and up, on CPUs that a quick measurement finds
-        faster with it; float32 elsewhere. Name one for the same numbers on every machine.
+        Arithmetic of the networks; losses, and stage 3, keep full precision. ``"auto"`` is bfloat16 on CUDA cards that
+        have it and, for `base_width` 32 and up, on CPUs with units for it; float32 elsewhere. Name one for the same
+        numbers on every machine.
     compile : bool, default=False
         Compile the generator and the discriminator with ``torch.compile``; falls back with a warning where that fails.
     memory : str, path, joblib.Memory or None, default=None
@@ -215,8 +156,8 @@ class BeGANTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEs
         Length of the profile.
     history_ : dict
         ``"pretraining"`` and ``"batch_removal"``: dict of loss name to its value in each epoch, validation losses under
-        ``"validation_..."``; ``"profile"``: losses of the last fit, in ten parts; ``"events"``: list of str, what a
-        user should know of the training.
+        ``"validation_..."``; ``"profile_alignment"``: losses of stage 3, means over ten parts of it; ``"events"``: list
+        of str, what a user should know of the training, also which stages did not run to their end.
     device_ : str
         Device that fit ran on.
     bf_mean_, bf_scale_, qpi_mean_, qpi_scale_ : ndarray of shape (n_channels,)
@@ -255,11 +196,22 @@ class BeGANTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEs
     (200, 16)
     """
 
-    _weights: dict[str, np.ndarray]
-    bf_mean_: np.ndarray
-    bf_scale_: np.ndarray
-    qpi_mean_: np.ndarray
-    qpi_scale_: np.ndarray
+    #: All that a fit leaves; it is set once, at the end of a fit.
+    _model: FittedModel | None = None
+
+    batches_ = _fitted("batches")
+    cell_types_ = _fitted("cell_types")
+    image_shape_ = _fitted("image_shape")
+    target_shape_ = _fitted("target_shape")
+    n_features_out_ = _fitted("n_features")
+    _n_features_out = _fitted("n_features")
+    history_ = _fitted("history")
+    device_ = _fitted("device")
+    bf_mean_ = _fitted("bf_scaling.mean")
+    bf_scale_ = _fitted("bf_scaling.scale")
+    qpi_mean_ = _fitted("target_scaling.mean")
+    qpi_scale_ = _fitted("target_scaling.scale")
+    base_width_ = _fitted("base_width")
 
     # Nothing to request: scikit-learn routes these to fit and score wherever they are given. It would take the first
     # argument for metadata too, since it is not called X.
@@ -285,28 +237,11 @@ class BeGANTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEs
         image_weight: float = 30.0,
         batch_target: str = "conditional",
         reference_batch: Any = None,
-        adversary: str = "online",
-        n_adversaries: int = 2,
-        adversary_steps: int = 1,
-        alignment: float = 0.6,
-        batch_transfer: float = 0.8,
-        brightfield_transfer: float = 0.4,
-        look_spread: float = 1.5,
-        invariance_weight: float = 5.0,
-        activity_weight: float = 2.0,
-        decorrelation_weight: float = 2.0,
-        warmup_epochs: int = 4,
-        ramp: float = 0.3,
-        decay: float = 0.5,
-        averaging: float = 0.99,
-        matching: float = 10.0,
-        profile_floor: float = 0.03,
-        image_erasure: bool = True,
+        removal: RemovalMethod = OnlineRemoval(),  # noqa: B008 (it is frozen)
+        profile: ProfileAlignment = ProfileAlignment(),  # noqa: B008
         learning_rate: float = 2e-4,
-        removal_learning_rate: float = 5e-4,
         discriminator_learning_rate: float = 1e-4,
         classifier_learning_rate: float = 1e-3,
-        adversary_learning_rate: float = 1e-3,
         minibatch_size: int = 64,
         augment: bool = True,
         validation_fraction: float = 0.1,
@@ -337,28 +272,11 @@ class BeGANTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEs
         self.image_weight = image_weight
         self.batch_target = batch_target
         self.reference_batch = reference_batch
-        self.adversary = adversary
-        self.n_adversaries = n_adversaries
-        self.adversary_steps = adversary_steps
-        self.alignment = alignment
-        self.batch_transfer = batch_transfer
-        self.brightfield_transfer = brightfield_transfer
-        self.look_spread = look_spread
-        self.invariance_weight = invariance_weight
-        self.activity_weight = activity_weight
-        self.decorrelation_weight = decorrelation_weight
-        self.warmup_epochs = warmup_epochs
-        self.ramp = ramp
-        self.decay = decay
-        self.averaging = averaging
-        self.matching = matching
-        self.profile_floor = profile_floor
-        self.image_erasure = image_erasure
+        self.removal = removal
+        self.profile = profile
         self.learning_rate = learning_rate
-        self.removal_learning_rate = removal_learning_rate
         self.discriminator_learning_rate = discriminator_learning_rate
         self.classifier_learning_rate = classifier_learning_rate
-        self.adversary_learning_rate = adversary_learning_rate
         self.minibatch_size = minibatch_size
         self.augment = augment
         self.validation_fraction = validation_fraction
@@ -407,58 +325,46 @@ class BeGANTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEs
         FloatingPointError
             When training diverges from the start whatever the learning rate.
         """
-        parameters = self.get_params(deep=False)
-        validation.check_parameters(parameters)
-        dataset = validation.check_fit_input(X_bf, y, batch, cell_type, y_qpi)
-        reference = validation.reference_code(dataset, self.reference_batch)
-        memory = validation.check_memory(self.memory)
-        from skbegan import fitting
-        from skbegan.core.device import resolve_device, resolve_precision
+        config = Config.of(self.get_params(deep=False))
+        dataset = checks.check_fit_input(X_bf, y, batch, cell_type, y_qpi)
+        reference = checks.reference_code(dataset, self.reference_batch)
+        memory = checks.check_memory(self.memory)
+        random_state = checks.check_seed(self.random_state)
+        from skbegan import fit
+        from skbegan.core.engine import resolve_device
 
-        device = resolve_device(self.device)
-        resolve_precision(self.precision, device, self.base_width)
-        removes = self.removal_epochs > 0 and validation.can_remove_batch(dataset, self.batch_target)
-        earlier = self._earlier(dataset, removes) if self.warm_start and self.__sklearn_is_fitted__() else None
+        resolve_device(self.device)
+        removes = self.removal_epochs > 0 and self._can_remove_batch(dataset)
+        earlier = self._earlier(dataset, removes) if self.warm_start and self._model is not None else None
         # scikit-learn takes the global generator for None, which would read and change it.
-        rng = np.random.RandomState() if self.random_state is None else check_random_state(self.random_state)
-        draws = rng.randint(2**31 - 1, size=len(fitting.SEEDS))
-        fit = fitting.run(
-            parameters,
+        rng = np.random.RandomState() if random_state is None else check_random_state(random_state)
+        fitted = fit.run(
+            config,
             dataset,
-            draws,
-            str(device),
+            rng.randint(2**31 - 1, size=len(fit.SEEDS)),
             memory=memory,
             removes=removes,
             reference=reference,
             earlier=earlier,
+            keep_discriminator=self.warm_start,
         )
-        self._set_fitted(
-            weights=fit.outcome.generator,
-            discriminator=fit.outcome.discriminator if self.warm_start else None,
-            bf_mean=fit.arrays.bf_scaling.mean,
-            bf_scale=fit.arrays.bf_scaling.scale,
-            qpi_mean=fit.arrays.qpi_scaling.mean,
-            qpi_scale=fit.arrays.qpi_scaling.scale,
-            image_shape=dataset.bf.shape[1:],
-            target_shape=dataset.qpi.shape[1:],
-            base_width=self.base_width,
-            n_features=self.n_features,
-            batches=dataset.batches,
-            cell_types=dataset.cell_types,
-            history=fit.history,
-            device=str(device),
-        )
-        self._recalibrate(dataset.bf, fit.arrays.train_rows)
-        if fit.finishes:
-            self._weights, self.history_ = fit.finish(self._weights, parameters)
-        fit.remove_checkpoints()
+        for event in fitted.events:
+            if event.warns:
+                checks.warn_caller(str(event), RuntimeWarning)
+        self._model = fitted.model
+        fitted.remove_checkpoints()
         return self
 
-    def _earlier(self, dataset: validation.CellDataset, removes: bool) -> Any:
-        """Return what a warm start goes on with, or raise ValueError if that and the new fit do not go together."""
-        from skbegan.core.data import Scaling
-        from skbegan.fitting import Earlier
+    def _can_remove_batch(self, dataset: checks.CellDataset) -> bool:
+        design = Design.of(dataset.batch, dataset.cell_type, dataset.n_batches, dataset.n_cell_types)
+        verdict = removal_verdict(design, dataset.batches, dataset.cell_types, self.batch_target)
+        if verdict.message is not None:
+            checks.warn_caller(verdict.message, UserWarning)
+        return verdict.removes
 
+    def _earlier(self, dataset: checks.CellDataset, removes: bool) -> FittedModel:
+        """Return what a warm start goes on with, or raise ValueError if that and the new fit do not go together."""
+        assert self._model is not None
         shapes = {"X_bf": (self.image_shape_, dataset.bf), "y_qpi": (self.target_shape_, dataset.qpi)}
         for name, (shape, images) in shapes.items():
             if (*shape, 1)[:3] != (*images.shape[1:], 1)[:3]:
@@ -477,13 +383,7 @@ class BeGANTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEs
                 "warm_start: the batch was already removed, and without stage 2 (removal_epochs, batch) only stage 1 "
                 "could go on, which would bring it back; use warm_start=False for a new model"
             )
-        return Earlier(
-            self._weights,
-            self.__dict__.get("_discriminator"),
-            Scaling(self.bf_mean_, self.bf_scale_),
-            Scaling(self.qpi_mean_, self.qpi_scale_),
-            self.history_,
-        )
+        return self._model
 
     def fit_transform(
         self, X_bf: Any, y: Any = None, batch: Any = None, cell_type: Any = None, *, y_qpi: Any = None
@@ -515,7 +415,7 @@ class BeGANTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEs
         ValueError
             For images of another shape than in fit, or not finite.
         """
-        return self._infer(X_bf, "features")
+        return self._predict(X_bf, "features")
 
     def predict_image(self, X_bf: Any) -> np.ndarray:
         """Return the predicted target image of each cell.
@@ -537,9 +437,7 @@ class BeGANTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEs
         ValueError
             For images of another shape than in fit, or not finite.
         """
-        images = np.moveaxis(self._infer(X_bf, "images"), 1, -1)
-        images *= self.qpi_scale_.astype(np.float32)  # in place: no second array of all images
-        images += self.qpi_mean_.astype(np.float32)
+        images = np.moveaxis(self._predict(X_bf, "images"), 1, -1)
         return images[..., 0] if len(self.target_shape_) == 2 else np.ascontiguousarray(images)
 
     def recalibrate(self, X_bf: Any) -> BeGANTransformer:
@@ -558,45 +456,33 @@ class BeGANTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEs
         self : BeGANTransformer
         """
         check_is_fitted(self)
-        bf = validation.check_images(X_bf, "X_bf", self.image_shape_)
+        assert self._model is not None
+        config = Config.of(self.get_params(deep=False))
+        bf = checks.check_images(X_bf, "X_bf", self.image_shape_)
         if len(bf) < 2:
             raise ValueError("recalibrate needs at least two cells, better some hundred, got 1")
-        self._recalibrate(bf, np.random.RandomState(0).permutation(len(bf)))
+        self._model = self._model.recalibrated(
+            bf,
+            np.random.RandomState(0).permutation(len(bf)),
+            device=self.device,
+            precision=config.runtime.precision,
+            minibatch_size=config.removal.minibatch_size,
+        )
         return self
 
-    def _recalibrate(self, bf: np.ndarray, rows: np.ndarray) -> None:
-        from skbegan.core.device import undisturbed
-        from skbegan.core.recipe import calibrate
-
-        with undisturbed():
-            generator, stack, dtype = self._prepared(bf, folded=False)
-            self._weights = calibrate(self._weights, stack, rows, generator, dtype, self.minibatch_size)
-
-    def _infer(self, X_bf: Any, want: str) -> np.ndarray:
+    def _predict(self, X_bf: Any, want: Any) -> np.ndarray:
         check_is_fitted(self)
-        bf = validation.check_images(X_bf, "X_bf", self.image_shape_)
-        from skbegan.core.device import undisturbed
-        from skbegan.core.inference import infer
-
-        with undisturbed():
-            minibatch_size = self.minibatch_size if self.inference == "minibatch" else None
-            generator, stack, dtype = self._prepared(bf, folded=minibatch_size is None)
-            return infer(generator, stack, want=want, minibatch_size=minibatch_size, dtype=dtype)
-
-    def _prepared(self, bf: np.ndarray, folded: bool) -> tuple[Any, Any, Any]:
-        """Return the generator on the device of now, for inference alone or not, the images for it, and its dtype."""
-        from skbegan.core import inference, recipe
-        from skbegan.core.data import ImageStack, Scaling
-        from skbegan.core.device import resolve_device, resolve_precision
-
-        device = resolve_device(self.device)
-        dtype = resolve_precision(self.precision, device, self.base_width_)
-        made_for, cached = (device, dtype, folded), self.__dict__.get("_generator")
-        if cached is None or cached[0] is not self._weights or cached[1] != made_for:
-            generator = recipe.generator_from(self._weights, device, dtype)
-            generator = inference.fold(generator, dtype) if folded else generator
-            self._generator = cached = self._weights, made_for, generator
-        return cached[2], ImageStack(bf, Scaling(self.bf_mean_, self.bf_scale_), device, dtype), dtype
+        assert self._model is not None
+        config = Config.of(self.get_params(deep=False))
+        bf = checks.check_images(X_bf, "X_bf", self.image_shape_)
+        by_minibatch = config.runtime.inference == "minibatch"
+        return self._model.predict(
+            bf,
+            want,
+            device=self.device,
+            precision=config.runtime.precision,
+            minibatch_size=config.removal.minibatch_size if by_minibatch else None,
+        )
 
     def score(self, X_bf: Any, y: Any = None, batch: Any = None, cell_type: Any = None, *, y_qpi: Any = None) -> float:
         """Return how well batch is removed and biology kept in these cells; greater is better.
@@ -639,24 +525,24 @@ class BeGANTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEs
         batches: one that leaves out a batch has a single batch to score.
         """
         check_is_fitted(self)
-        bf = validation.check_images(X_bf, "X_bf", self.image_shape_)
-        y_qpi, batch, cell_type = validation.split_y(y, batch, cell_type, y_qpi, len(bf))
+        bf = checks.check_images(X_bf, "X_bf", self.image_shape_)
+        y_qpi, batch, cell_type = checks.split_y(y, batch, cell_type, y_qpi, len(bf))
         from skbegan import metrics
 
         if cell_type is not None:
-            cell_type = validation.check_labels(cell_type, "cell_type", len(bf))
+            cell_type = checks.check_labels(cell_type, "cell_type", len(bf))
         if batch is not None:
-            batch = validation.check_labels(batch, "batch", len(bf))
+            batch = checks.check_labels(batch, "batch", len(bf))
         mixed = batch is not None and len(np.unique(batch)) > 1
         if cell_type is not None and mixed:
-            return float(metrics.batch_removal_score(self._infer(bf, "features"), batch, cell_type))
+            return float(metrics.batch_removal_score(self._predict(bf, "features"), batch, cell_type))
         if cell_type is None and y_qpi is None:
             raise ValueError("score needs cell_type (best with batch), or target images as y")
         if self.batches_ is not None and len(self.batches_) > 1:
-            validation.warn_of_partial_score(batch, cell_type)
+            checks.warn_caller(checks.partial_score_message(batch, cell_type), UserWarning)
         if cell_type is not None:
-            return float(metrics.cell_type_accuracy(self._infer(bf, "features"), cell_type))
-        target = validation.check_images(y_qpi, "y_qpi", self.target_shape_)
+            return float(metrics.cell_type_accuracy(self._predict(bf, "features"), cell_type))
+        target = checks.check_images(y_qpi, "y_qpi", self.target_shape_)
         if len(target) != len(bf):
             raise ValueError(f"X_bf has {len(bf)} cells but y_qpi has {len(target)}")
         from skbegan.metrics.images import explained_share
@@ -665,43 +551,33 @@ class BeGANTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEs
 
     # What scikit-learn asks ---------------------------------------------------------------------------------------
 
-    def _set_fitted(
-        self,
-        *,
-        weights: dict[str, np.ndarray],
-        discriminator: dict[str, np.ndarray] | None = None,
-        bf_mean: np.ndarray,
-        bf_scale: np.ndarray,
-        qpi_mean: np.ndarray,
-        qpi_scale: np.ndarray,
-        image_shape: tuple[int, ...],
-        target_shape: tuple[int, ...],
-        base_width: int,
-        n_features: int,
-        batches: np.ndarray | None,
-        cell_types: np.ndarray | None,
-        history: dict[str, Any],
-        device: str,
-    ) -> None:
-        """Take over everything that makes a fitted model, all at once."""
-        self._weights = weights
-        self.__dict__.pop("_discriminator", None)
-        if discriminator is not None:
-            self._discriminator = discriminator
-        self.bf_mean_, self.bf_scale_ = np.asarray(bf_mean, float), np.asarray(bf_scale, float)
-        self.qpi_mean_, self.qpi_scale_ = np.asarray(qpi_mean, float), np.asarray(qpi_scale, float)
-        self.image_shape_, self.target_shape_ = tuple(image_shape), tuple(target_shape)
-        self.base_width_, self.n_features_out_ = base_width, n_features
-        self.batches_, self.cell_types_ = batches, cell_types
-        self.history_ = history
-        self.device_ = device
+    def set_params(self, **params: Any) -> BeGANTransformer:
+        """Set parameters by name; those of `removal` and `profile` as ``removal__alignment``.
 
-    @property
-    def _n_features_out(self) -> int:
-        return self.n_features_out_
+        Parameters
+        ----------
+        **params : dict
+
+        Returns
+        -------
+        self : BeGANTransformer
+        """
+        flat = {name: value for name, value in params.items() if "__" not in name}
+        super().set_params(**flat)
+        for name, value in params.items():
+            if name in flat:
+                continue
+            holder, _, field = name.partition("__")
+            held = getattr(self, holder, None)
+            if not isinstance(held, Parameters) or field not in held.get_params():
+                known = sorted(n for n in self.get_params() if n.startswith(f"{holder}__")) or "none"
+                raise ValueError(f"invalid parameter {name!r} for {type(self).__name__}; those of {holder}: {known}")
+            # They are frozen, since several estimators may share one.
+            setattr(self, holder, dataclasses.replace(held, **{field: value}))
+        return self
 
     def __sklearn_is_fitted__(self) -> bool:
-        return hasattr(self, "_weights")
+        return self._model is not None
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
@@ -712,19 +588,10 @@ class BeGANTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEs
         return tags
 
     def __getstate__(self) -> dict[str, Any]:
-        # The generator is built again from the weights where it is used, on the device of there.
-        from skbegan.persistence import versions
-
-        state = dict(super().__getstate__())
-        state.pop("_generator", None)
-        return {**state, "_versions": versions()}
+        return {**super().__getstate__(), "_versions": versions()}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        from skbegan.persistence import warn_of_versions
-
-        parameters = inspect.signature(BeGANTransformer).parameters.items()
-        state = {name: parameter.default for name, parameter in parameters} | state  # an older version had fewer
-        warn_of_versions(state.pop("_versions", {}), "this BeGANTransformer")
+        checks.warn_of_versions(state.pop("_versions", {}), versions(), "this BeGANTransformer")
         super().__setstate__(state)
 
 

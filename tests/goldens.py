@@ -1,8 +1,9 @@
 """Golden numbers: what tiny fits gave when they were frozen, case by case.
 
-``python tests/goldens.py`` compares the installed package with ``tests/data/goldens.npz`` and says which cases are equal
-to the bit; ``--write`` freezes the numbers of now. A change that only moves code leaves every case equal to the bit on
-the machine that froze them; a change that rounds otherwise is a commit of its own with new numbers and the reason.
+``python tests/goldens.py`` compares the installed package with ``tests/data/goldens.npz`` and says which cases are
+equal to the bit; ``--write`` freezes the numbers of now. A change that only moves code leaves every case equal to the
+bit on the machine that froze them; a change that rounds otherwise is a commit of its own with new numbers and the
+reason.
 """
 
 from __future__ import annotations
@@ -59,7 +60,8 @@ def _fit(est: BeGANTransformer, cells: Any) -> BeGANTransformer:
 
 
 def _weights(est: BeGANTransformer) -> dict[str, np.ndarray]:
-    return est._weights
+    assert est._model is not None
+    return est._model.weights
 
 
 def _numbers(est: BeGANTransformer, cells: Any) -> Result:
@@ -179,9 +181,11 @@ CASES: dict[str, Callable[[], Result]] = {
 def machine() -> dict[str, Any]:
     """What decides on the last bits: processor, threads, torch."""
     info = Path("/proc/cpuinfo")
-    names = [line.split(":")[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")] if (
-        info.exists()
-    ) else [platform.processor()]
+    names = (
+        [line.split(":")[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
+        if (info.exists())
+        else [platform.processor()]
+    )
     return {
         "processor": names[0] if names else platform.machine(),
         "threads": torch.get_num_threads(),
@@ -243,7 +247,9 @@ def main() -> None:
         gaps = distance(frozen[case], result)
         worst = max(gaps, key=gaps.__getitem__)
         odd = sorted(frozen[case].keys() ^ result.keys())
-        print(f"{case:40s} {'equal to the bit' if equal else f'differs, most in {worst}: {gaps[worst]:.1e}'} {odd or ''}")
+        print(
+            f"{case:40s} {'equal to the bit' if equal else f'differs, most in {worst}: {gaps[worst]:.1e}'} {odd or ''}"
+        )
     sys.exit(failed)
 
 

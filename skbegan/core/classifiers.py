@@ -1,14 +1,127 @@
-"""Fitting a classifier from scratch on fixed inputs: what happens between the stages and at each refresh."""
+"""Classifiers of batch and cell type, on features and on images, and their fit from scratch on fixed inputs."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from skbegan.core.device import Adam, autocast
+from skbegan.core.engine import Engine
+from skbegan.core.losses import group_cross_entropy
+from skbegan.core.networks import DrawsItself, Encoding, check_side, glorot_, same_block
+
+
+class ImageClassifier(nn.Module):
+    """CNN that reads the batch or the cell type from a generated image: logits of shape (n, n_classes).
+
+    Parameters
+    ----------
+    side : int
+        Side of the images in pixels.
+    n_classes : int
+    base_width, in_channels : int
+    n_conditions : int, default=0
+        Length of a vector (the one-hot cell type) that joins the flattened maps before the dense layers; 0 is the
+        published network.
+    """
+
+    def __init__(
+        self, side: int, n_classes: int, *, base_width: int = 64, in_channels: int = 1, n_conditions: int = 0
+    ) -> None:
+        super().__init__()
+        check_side(side)
+        w = base_width
+        # ceil_mode is Keras' 'same' pooling: an odd side is padded after.
+        self.body = nn.Sequential(
+            Encoding(in_channels, w, norm=False),
+            Encoding(w, 2 * w),
+            nn.MaxPool2d(2, ceil_mode=True),
+            Encoding(2 * w, 4 * w),
+            nn.MaxPool2d(2, ceil_mode=True),
+            same_block(4 * w, 8 * w),
+            nn.MaxPool2d(2, ceil_mode=True),
+            same_block(8 * w, 8 * w),
+            nn.MaxPool2d(2, ceil_mode=True),
+        )
+        last_side = max(1, side // 128)
+        self.dense = nn.Linear(8 * w * last_side**2 + n_conditions, 128)
+        self.out = nn.Linear(128, n_classes)
+
+    def forward(self, image: Tensor, condition: Tensor | None = None) -> Tensor:
+        x = self.body(image).flatten(1)
+        if condition is not None:
+            x = torch.cat([x, condition], dim=1)
+        return self.out(F.relu(self.dense(x)))
+
+
+CELL_TYPE_HIDDEN = (250, 100, 50, 25)
+BATCH_HIDDEN = (75, 50, 25)
+
+
+class FeatureClassifier(nn.Module):
+    """Dense ReLU network that reads the batch or the cell type from features: logits of shape (n, n_classes).
+
+    Parameters
+    ----------
+    n_inputs : int
+        Number of features it sees.
+    n_classes : int
+    hidden : sequence of int
+        Widths of the hidden layers: ``CELL_TYPE_HIDDEN`` or ``BATCH_HIDDEN`` in the published procedure.
+    n_conditions : int, default=0
+        Length of a vector (the one-hot cell type) that joins the features; 0 is the published network.
+    """
+
+    def __init__(self, n_inputs: int, n_classes: int, hidden: Sequence[int], n_conditions: int = 0) -> None:
+        super().__init__()
+        widths = [n_inputs + n_conditions, *hidden]
+        self.hidden = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise(widths))
+        self.out = nn.Linear(widths[-1], n_classes)
+
+    def forward(self, features: Tensor, condition: Tensor | None = None) -> Tensor:
+        x = features if condition is None else torch.cat([features, condition], dim=1)
+        for layer in self.hidden:
+            x = F.relu(layer(x))
+        return self.out(x)
+
+
+class FeatureClassifierGroup(DrawsItself):
+    """Several feature classifiers of one shape as one network: inputs (n, g, n_inputs) to logits (n, g, n_classes).
+
+    Batched products; equal to as many :class:`FeatureClassifier` trained side by side on the same minibatches, without
+    their overhead.
+
+    Parameters
+    ----------
+    n_groups : int
+    n_inputs, n_classes : int
+    hidden : sequence of int
+    """
+
+    def __init__(self, n_groups: int, n_inputs: int, n_classes: int, hidden: Sequence[int]) -> None:
+        super().__init__()
+        widths = [n_inputs, *hidden, n_classes]
+        shapes = list(pairwise(widths))
+        self.weights = nn.ParameterList(nn.Parameter(torch.empty(n_groups, a, b)) for a, b in shapes)
+        self.biases = nn.ParameterList(nn.Parameter(torch.empty(n_groups, 1, b)) for _, b in shapes)
+
+    def draw(self, rng: torch.Generator) -> None:
+        for weight, bias in zip(self.weights, self.biases, strict=True):
+            glorot_(weight, weight.shape[1], weight.shape[2], rng)
+            nn.init.zeros_(bias)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        x = inputs.transpose(0, 1)
+        last = len(self.weights) - 1
+        for level, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
+            x = torch.baddbmm(bias, x, weight)
+            if level < last:
+                x = F.relu(x)
+        return x.transpose(0, 1)
 
 
 @dataclass
@@ -19,18 +132,8 @@ class ClassifierFit:
     cross_entropy: list[float]
 
 
-def group_cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
-    """Cross-entropy of each member of a group, shape (g,), for logits (n, g, classes).
-
-    `target` holds codes (n,) or probabilities (n, classes).
-    """
-    target = target[:, None].expand(logits.shape[:2] if target.ndim == 1 else logits.shape)
-    loss = F.cross_entropy(logits.flatten(0, 1), target.flatten(0, 1), reduction="none")
-    return loss.view(logits.shape[:2]).mean(0)
-
-
-def _logits(network: nn.Module, inputs: Tensor, condition: Tensor | None, dtype: torch.dtype) -> Tensor:
-    with autocast(inputs.device, dtype):
+def _logits(network: nn.Module, inputs: Tensor, condition: Tensor | None, engine: Engine) -> Tensor:
+    with engine.autocast():
         logits = network(inputs) if condition is None else network(inputs, condition)
     logits = logits.to(inputs.dtype)
     return logits if logits.ndim == 3 else logits[:, None]  # a single network is a group of one
@@ -45,9 +148,9 @@ def fit_classifier(
     epochs: int,
     minibatch_size: int,
     rng: torch.Generator,
+    engine: Engine,
     condition: Tensor | None = None,
     holdout: float = 0.1,
-    dtype: torch.dtype = torch.float32,
 ) -> ClassifierFit:
     """Train a network, or a group of them, to tell `labels` from `inputs`.
 
@@ -62,10 +165,11 @@ def fit_classifier(
         As in the published procedure: Adam, shuffled anew each epoch, the last minibatch of an epoch may be smaller.
     rng : torch.Generator
         CPU generator that draws the order.
+    engine : Engine
+        Of the stage; its optimizers stay.
     condition : Tensor of shape (n, n_conditions), optional
     holdout : float, default=0.1
         Share of the cells, the last ones, that are not trained on (Keras' ``validation_split``).
-    dtype : torch.dtype, default=torch.float32
 
     Returns
     -------
@@ -73,23 +177,23 @@ def fit_classifier(
     """
     n_held_out = int(len(inputs) * holdout)
     n_train = len(inputs) - n_held_out
-    optimizer = Adam(network.parameters(), learning_rate)
+    own = engine.apart()
+    own.optimize("classifier", network.parameters(), learning_rate)
     network.train()
     for _ in range(epochs):
         for rows in torch.randperm(n_train, generator=rng).to(inputs.device).split(minibatch_size):
             if len(rows) < 2 <= n_train:
                 continue  # BatchNorm has no statistics of a single cell
             chosen = None if condition is None else condition[rows]
-            loss = group_cross_entropy(_logits(network, inputs[rows], chosen, dtype), labels[rows]).sum()
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            optimizer.step()
+            own.descend(
+                "classifier", group_cross_entropy(_logits(network, inputs[rows], chosen, own), labels[rows]).sum()
+            )
     network.eval()
     held_out = slice(n_train, None) if n_held_out else slice(None)
     with torch.no_grad():
         logits = torch.cat(
             [
-                _logits(network, part, None if condition is None else condition[held_out][start : start + 500], dtype)
+                _logits(network, part, None if condition is None else condition[held_out][start : start + 500], own)
                 for start, part in zip(range(0, len(inputs), 500), inputs[held_out].split(500), strict=False)
             ]
         )

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from skbegan.core.data import ImageStack
-from skbegan.core.device import autocast
-from skbegan.core.networks import Decoding, Encoding, Generator
-from skbegan.core.training import untracked
+from skbegan.core.engine import autocast
+from skbegan.core.networks import Decoding, Encoding, Generator, untracked
+from skbegan.data.source import ImageSource
 
 PIXELS_PER_CHUNK = 1 << 18  # 16 cells of side 128: enough to keep the cores busy, and little enough for their caches
 
@@ -86,18 +84,18 @@ def fold(generator: Generator, dtype: torch.dtype) -> Generator:
 
 def infer(
     generator: Generator,
-    stack: ImageStack,
+    source: ImageSource,
     *,
     want: str,
     minibatch_size: int | None = None,
     dtype: torch.dtype = torch.float32,
 ) -> np.ndarray:
-    """Return features (n, n_features) or images (n, C, H, W) of all cells of a stack, as float32.
+    """Return features (n, n_features) or images (n, C, H, W) of all cells of a source, as float32.
 
     Parameters
     ----------
     generator : Generator
-    stack : ImageStack
+    source : ImageSource
     want : {"features", "images"}
         Features run the encoder only.
     minibatch_size : int or None, default=None
@@ -108,60 +106,31 @@ def infer(
     """
     folded = is_folded(generator)
 
-    def run(source: Tensor) -> Tensor:
-        source = source.to(dtype) if folded else source
-        return generator.profile_of(source) if want == "features" else generator.image_of(source)
+    def run(images: Tensor) -> Tensor:
+        images = images.to(dtype) if folded else images
+        return generator.profile_of(images) if want == "features" else generator.image_of(images)
 
     if minibatch_size is None:
         generator.eval()
         with torch.inference_mode():
-            return _in_chunks(run, stack, chunk_size(generator.side), torch.float32 if folded else dtype)
+            return _in_chunks(run, source, chunk_size(generator.side), torch.float32 if folded else dtype)
     if folded:
         raise ValueError("a folded generator has no statistics of minibatches")
     generator.train()
-    one_by_one = stack.device.type == "cpu" and dtype is torch.float32
-    with torch.inference_mode(), untracked(generator), _summed_in_order(generator, one_by_one):
-        values = _in_chunks(run, stack, minibatch_size, dtype)
+    with torch.inference_mode(), untracked(generator):
+        values = _in_chunks(run, source, minibatch_size, dtype)
     generator.eval()
     return values
 
 
-@contextmanager
-def _summed_in_order(generator: Generator, wanted: bool) -> Iterator[None]:
-    """Within it BatchNorm sums a minibatch pixel after pixel in float32, as Keras does on a CPU.
-
-    PyTorch's sum depends on the number of threads. In float32 the order of a sum is worth 4e-5 of the images: with the
-    same order predictions are Keras' to 1e-5, whatever the threads.
-    """
-    norms = [module for module in generator.modules() if isinstance(module, nn.BatchNorm2d)] if wanted else []
-    hooks = [norm.register_forward_hook(_normalise_in_order) for norm in norms]
-    try:
-        yield
-    finally:
-        for hook in hooks:
-            hook.remove()
-
-
-def _normalise_in_order(norm: nn.BatchNorm2d, inputs: tuple[Tensor], output: Tensor) -> Tensor:
-    x = inputs[0]
-    pixels = x.permute(0, 2, 3, 1).reshape(-1, x.shape[1]).contiguous().numpy()
-    # Along the first axis of a C-contiguous array NumPy adds row after row.
-    mean = np.add.reduce(pixels, axis=0) / np.float32(len(pixels))
-    centred = pixels - mean
-    variance = np.add.reduce(np.square(centred), axis=0) / np.float32(len(pixels))
-    scale = norm.weight.numpy() / np.sqrt(variance + np.float32(norm.eps))
-    y = torch.from_numpy(centred * scale + norm.bias.numpy())
-    return y.view(x.shape[0], *x.shape[2:], -1).permute(0, 3, 1, 2)
-
-
-def _in_chunks(run: Callable[[Tensor], Tensor], stack: ImageStack, size: int, dtype: torch.dtype) -> np.ndarray:
+def _in_chunks(run: Callable[[Tensor], Tensor], source: ImageSource, size: int, dtype: torch.dtype) -> np.ndarray:
     out: np.ndarray | None = None
-    for start in range(0, len(stack), size):
-        source = stack.take(slice(start, start + size))
-        with autocast(source.device, dtype):
-            values = run(source).to(torch.float32).cpu().numpy()
+    for start in range(0, len(source), size):
+        images = source.take(slice(start, start + size))
+        with autocast(images.device, dtype):
+            values = run(images).to(torch.float32).cpu().numpy()
         if out is None:
-            out = np.empty((len(stack), *values.shape[1:]), dtype=np.float32)
+            out = np.empty((len(source), *values.shape[1:]), dtype=np.float32)
         out[start : start + size] = values
     assert out is not None
     return out

@@ -1,8 +1,8 @@
-"""The four networks of beGAN as PyTorch modules.
+"""Generator and discriminator of beGAN, and what inference makes of features and images, as PyTorch modules.
 
 Sizes follow the published networks: at side 128 and base width 64 the parameter counts are theirs, to the unit. Every
-convolution has a 4 x 4 kernel, a bias and Keras' 'same' offsets. All networks return logits, never probabilities: the
-losses are computed from logits.
+convolution has a 4 x 4 kernel, a bias and Keras' 'same' offsets. The discriminator returns logits, never probabilities:
+losses are computed from logits. The classifiers are in :mod:`skbegan.core.classifiers`.
 
 Module layout is NCHW. Weights are drawn by :func:`initialise` from a generator that the caller owns; building a network
 never touches PyTorch's global random state.
@@ -10,16 +10,19 @@ never touches PyTorch's global random state.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from itertools import pairwise
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from skbegan.core import winograd
-from skbegan.core.device import Network
+from skbegan.core import cpu_kernels
+from skbegan.core.engine import Network, new_rng, place
+
+Weights = dict[str, np.ndarray]
 
 KERNEL = 4
 BN_EPS = 1e-3  # Keras' default, not torch's 1e-5
@@ -51,8 +54,8 @@ class SameConv2d(nn.Conv2d):
         self.pad_before = pad_before
 
     def forward(self, input: Tensor) -> Tensor:
-        if self.bias is not None and winograd.pays(input, self.out_channels):
-            return winograd.convolve(input, self.weight, self.pad_before) + self.bias[:, None, None]
+        if self.bias is not None and cpu_kernels.pays(input, self.out_channels):
+            return cpu_kernels.convolve(input, self.weight, self.pad_before) + self.bias[:, None, None]
         # A symmetric padding of 2 yields one row and column too many; dropping the first (or last) leaves the offset
         # that is wanted, without a padded copy of the input.
         out = super().forward(input)
@@ -203,7 +206,7 @@ class Generator(nn.Module):
             self.head.append(nn.Sequential(SameConv2d(channels, width, pad_before=2), _batch_norm(width), nn.ReLU()))
             channels = width
         self.to_image = SameConv2d(channels, out_channels, pad_before=2)
-        # What inference makes of features and images after stage 2, see skbegan.core.outputs; training bypasses both.
+        # What profile alignment puts behind features and images; training bypasses both.
         self.profile: nn.Module = nn.Identity()
         self.erasure: nn.Module = nn.Identity()
 
@@ -275,8 +278,8 @@ class Discriminator(nn.Module):
             Encoding(in_channels + out_channels, w, norm=False),
             Encoding(w, 2 * w),
             Encoding(2 * w, 4 * w),
-            _same_block(4 * w, 8 * w),
-            _same_block(8 * w, 8 * w),
+            same_block(4 * w, 8 * w),
+            same_block(8 * w, 8 * w),
             SameConv2d(8 * w, 1),
         )
 
@@ -284,115 +287,85 @@ class Discriminator(nn.Module):
         return self.body(torch.cat([source, target], dim=1))
 
 
-def _same_block(in_channels: int, out_channels: int) -> nn.Sequential:
+def same_block(in_channels: int, out_channels: int) -> nn.Sequential:
     return nn.Sequential(SameConv2d(in_channels, out_channels), _batch_norm(out_channels), nn.LeakyReLU(LEAK))
 
 
-class ImageClassifier(nn.Module):
-    """CNN that reads the batch or the cell type from a generated image: logits of shape (n, n_classes).
+class DrawsItself(nn.Module):
+    """A module whose parameters :func:`initialise` does not know."""
+
+    def draw(self, rng: torch.Generator) -> None:
+        raise NotImplementedError
+
+
+class ProfileMap(nn.Module):
+    """From features (n, n_features) to profiles of the same shape.
+
+    Features are written as a code of fewer numbers, their principal components; the code is corrected by a small
+    network; what the code does not hold is left at its mean.
 
     Parameters
     ----------
-    side : int
-        Side of the images in pixels.
-    n_classes : int
-    base_width, in_channels : int
-    n_conditions : int, default=0
-        Length of a vector (the one-hot cell type) that joins the flattened maps before the dense layers; 0 is the
-        published network.
+    n_features, rank : int
+        Lengths of the profile and of the code.
+    hidden : int
+        Width of the correcting network.
     """
 
-    def __init__(
-        self, side: int, n_classes: int, *, base_width: int = 64, in_channels: int = 1, n_conditions: int = 0
-    ) -> None:
+    centre: Tensor
+    read: Tensor
+    write: Tensor
+
+    def __init__(self, n_features: int, rank: int, hidden: int) -> None:
         super().__init__()
-        check_side(side)
-        w = base_width
-        # ceil_mode is Keras' 'same' pooling: an odd side is padded after.
-        self.body = nn.Sequential(
-            Encoding(in_channels, w, norm=False),
-            Encoding(w, 2 * w),
-            nn.MaxPool2d(2, ceil_mode=True),
-            Encoding(2 * w, 4 * w),
-            nn.MaxPool2d(2, ceil_mode=True),
-            _same_block(4 * w, 8 * w),
-            nn.MaxPool2d(2, ceil_mode=True),
-            _same_block(8 * w, 8 * w),
-            nn.MaxPool2d(2, ceil_mode=True),
+        self.register_buffer("centre", torch.zeros(n_features))
+        self.register_buffer("read", torch.zeros(n_features, rank))
+        self.register_buffer("write", torch.zeros(rank, n_features))
+        self.correction = nn.Sequential(
+            nn.Linear(rank, hidden), nn.GELU(), nn.Linear(hidden, hidden), nn.GELU(), nn.Linear(hidden, rank)
         )
-        last_side = max(1, side // 128)
-        self.dense = nn.Linear(8 * w * last_side**2 + n_conditions, 128)
-        self.out = nn.Linear(128, n_classes)
 
-    def forward(self, image: Tensor, condition: Tensor | None = None) -> Tensor:
-        x = self.body(image).flatten(1)
-        if condition is not None:
-            x = torch.cat([x, condition], dim=1)
-        return self.out(F.relu(self.dense(x)))
+    def corrected(self, code: Tensor) -> Tensor:
+        return code + self.correction(code)
 
-
-CELL_TYPE_HIDDEN = (250, 100, 50, 25)
-BATCH_HIDDEN = (75, 50, 25)
+    def forward(self, features: Tensor) -> Tensor:
+        # Not in bfloat16, whose rounding is of the size of what is kept.
+        with torch.autocast(features.device.type, enabled=False):
+            code = (features.to(self.centre.dtype) - self.centre) @ self.read
+            return self.centre + self.corrected(code) @ self.write
 
 
-class FeatureClassifier(nn.Module):
-    """Dense ReLU network that reads the batch or the cell type from features: logits of shape (n, n_classes).
+class ImageErasure(nn.Module):
+    """From predicted images (n, C, H, W) to images of the same shape, without `rank` directions of the batch.
 
     Parameters
     ----------
-    n_inputs : int
-        Number of features it sees.
-    n_classes : int
-    hidden : sequence of int
-        Widths of the hidden layers: ``CELL_TYPE_HIDDEN`` or ``BATCH_HIDDEN`` in the published procedure.
-    n_conditions : int, default=0
-        Length of a vector (the one-hot cell type) that joins the features; 0 is the published network.
+    shape : sequence of int
+        ``(C, H, W)``.
+    rank : int
     """
 
-    def __init__(self, n_inputs: int, n_classes: int, hidden: Sequence[int], n_conditions: int = 0) -> None:
+    centre: Tensor
+    read: Tensor
+    write: Tensor
+
+    def __init__(self, shape: Sequence[int], rank: int) -> None:
         super().__init__()
-        widths = [n_inputs + n_conditions, *hidden]
-        self.hidden = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise(widths))
-        self.out = nn.Linear(widths[-1], n_classes)
+        self.register_buffer("centre", torch.zeros(*shape))
+        self.register_buffer("read", torch.zeros(*shape, rank))
+        self.register_buffer("write", torch.zeros(rank, *shape))
 
-    def forward(self, features: Tensor, condition: Tensor | None = None) -> Tensor:
-        x = features if condition is None else torch.cat([features, condition], dim=1)
-        for layer in self.hidden:
-            x = F.relu(layer(x))
-        return self.out(x)
-
-
-class FeatureClassifierGroup(nn.Module):
-    """Several feature classifiers of one shape as one network: inputs (n, g, n_inputs) to logits (n, g, n_classes).
-
-    Batched products; equal to as many :class:`FeatureClassifier` trained side by side on the same minibatches, without
-    their overhead.
-
-    Parameters
-    ----------
-    n_groups : int
-    n_inputs, n_classes : int
-    hidden : sequence of int
-    """
-
-    def __init__(self, n_groups: int, n_inputs: int, n_classes: int, hidden: Sequence[int]) -> None:
-        super().__init__()
-        widths = [n_inputs, *hidden, n_classes]
-        shapes = list(pairwise(widths))
-        self.weights = nn.ParameterList(nn.Parameter(torch.empty(n_groups, a, b)) for a, b in shapes)
-        self.biases = nn.ParameterList(nn.Parameter(torch.empty(n_groups, 1, b)) for _, b in shapes)
-
-    def forward(self, inputs: Tensor) -> Tensor:
-        x = inputs.transpose(0, 1)
-        last = len(self.weights) - 1
-        for level, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
-            x = torch.baddbmm(bias, x, weight)
-            if level < last:
-                x = F.relu(x)
-        return x.transpose(0, 1)
+    def forward(self, images: Tensor) -> Tensor:
+        with torch.autocast(images.device.type, enabled=False):
+            images = images.to(self.centre.dtype)
+            code = torch.einsum("nchw,chwk->nk", images - self.centre, self.read)
+            return images - torch.einsum("nk,kchw->nchw", code, self.write)
 
 
-def _glorot(weight: Tensor, fan_in: int, fan_out: int, rng: torch.Generator) -> None:
+# Weights --------------------------------------------------------------------------------------------------------------
+
+
+def glorot_(weight: Tensor, fan_in: int, fan_out: int, rng: torch.Generator) -> None:
     bound = (6.0 / (fan_in + fan_out)) ** 0.5
     weight.copy_(torch.empty(weight.shape).uniform_(-bound, bound, generator=rng))
 
@@ -409,12 +382,10 @@ def initialise(network: Network, rng: torch.Generator) -> Network:
             module.weight.copy_(torch.empty(module.weight.shape).normal_(0.0, INITIAL_SPREAD, generator=rng))
             nn.init.zeros_(module.bias)  # type: ignore[arg-type]
         elif isinstance(module, nn.Linear):
-            _glorot(module.weight, module.in_features, module.out_features, rng)
+            glorot_(module.weight, module.in_features, module.out_features, rng)
             nn.init.zeros_(module.bias)
-        elif isinstance(module, FeatureClassifierGroup):
-            for weight, bias in zip(module.weights, module.biases, strict=True):
-                _glorot(weight, weight.shape[1], weight.shape[2], rng)
-                nn.init.zeros_(bias)
+        elif isinstance(module, DrawsItself):
+            module.draw(rng)
         elif isinstance(module, nn.BatchNorm2d):
             module.reset_running_stats()
             nn.init.ones_(module.weight)
@@ -436,7 +407,7 @@ def scale_last_layer(generator: Generator) -> Generator:
     return generator
 
 
-def build(network_class: Callable[..., Network], *args: Any, rng: torch.Generator, **kwargs: Any) -> Network:
+def new_network(network_class: Callable[..., Network], *args: Any, rng: torch.Generator, **kwargs: Any) -> Network:
     """Construct a network on the CPU with weights drawn from `rng` only.
 
     PyTorch's layers draw from the global random state while they are constructed; on the meta device they do not.
@@ -444,3 +415,82 @@ def build(network_class: Callable[..., Network], *args: Any, rng: torch.Generato
     with torch.device("meta"):
         network = network_class(*args, **kwargs)
     return initialise(network.to_empty(device="cpu"), rng)
+
+
+def to_numpy(network: nn.Module) -> Weights:
+    """Return a network's state as numpy arrays, without the counters that nothing reads."""
+    return {
+        name: value.detach().cpu().numpy().copy()
+        for name, value in network.state_dict().items()
+        if not name.endswith("num_batches_tracked")
+    }
+
+
+def from_numpy(network: Network, weights: Mapping[str, np.ndarray]) -> Network:
+    """Load what :func:`to_numpy` returned."""
+    network.load_state_dict({name: torch.from_numpy(np.array(value)) for name, value in weights.items()}, strict=False)
+    return network
+
+
+def with_outputs(generator: Generator, shapes: Mapping[str, Sequence[int]]) -> Generator:
+    """Give a generator the modules that the names and shapes of its weights speak of; their values come later."""
+    generator.profile, generator.erasure = nn.Identity(), nn.Identity()
+    if "profile.read" in shapes:
+        hidden = shapes["profile.correction.0.weight"][0]
+        generator.profile = new_network(ProfileMap, *shapes["profile.read"], hidden, rng=new_rng(0))
+    if "erasure.centre" in shapes:
+        generator.erasure = ImageErasure(shapes["erasure.centre"], shapes["erasure.write"][0])
+    return generator
+
+
+def without_outputs(weights: Weights) -> Weights:
+    """Return the weights of the generator that trains, without what profile alignment put behind it."""
+    return {name: value for name, value in weights.items() if not name.startswith(("profile.", "erasure."))}
+
+
+def generator_of(weights: Weights, device: torch.device, dtype: torch.dtype) -> Generator:
+    """Build the generator that the weights belong to, whatever its sizes, on a device."""
+    shapes = {name: value.shape for name, value in weights.items()}
+    generator = new_network(Generator, **Generator.sizes_of(shapes), rng=new_rng(0))
+    return from_numpy(place(with_outputs(generator, shapes), device, dtype), weights)
+
+
+# Modes ----------------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def frozen(*networks: nn.Module, batch_statistics: bool = False) -> Iterator[None]:
+    """Within it the networks' weights get no gradients, while gradients pass through to their inputs.
+
+    BatchNorm is in inference mode, or with `batch_statistics` uses the minibatch's statistics; either way its moving
+    statistics stay. Leaves the networks in training mode.
+    """
+    for network in networks:
+        network.train(batch_statistics)
+        network.requires_grad_(False)
+    try:
+        with untracked(*networks):
+            yield
+    finally:
+        for network in networks:
+            network.train()
+            network.requires_grad_(True)
+
+
+@contextmanager
+def untracked(*networks: nn.Module) -> Iterator[None]:
+    """Within it BatchNorm in training mode uses the minibatch's statistics without moving its own."""
+    norms = [m for network in networks for m in network.modules() if isinstance(m, nn.BatchNorm2d)]
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.momentum = 0.0
+    try:
+        yield
+    finally:
+        for norm, momentum in zip(norms, momenta, strict=True):
+            norm.momentum = momentum
+
+
+def snapshot(network: nn.Module) -> dict[str, Tensor]:
+    """Return a copy of a network's state that later training does not change."""
+    return {name: value.detach().clone() for name, value in network.state_dict().items()}

@@ -1,4 +1,4 @@
-"""Every way in: images, labels, parameters and the batch design, checked before any long work starts.
+"""Every way in: images and labels, checked before any long work starts.
 
 Arrays are passed on as they came (memory maps stay memory maps); what is refused is refused with one message that says
 what was wrong, what was found and what to do.
@@ -12,6 +12,7 @@ import sys
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import joblib
@@ -270,13 +271,8 @@ def _encode(labels: Any, name: str, n_cells: int) -> tuple[np.ndarray | None, np
     return classes, codes.astype(np.int64)
 
 
-def warn_of_partial_score(batch: np.ndarray | None, cell_type: np.ndarray | None) -> None:
-    """Warn that the score of a model that knows several batches says nothing of them, and how it would.
-
-    Warns
-    -----
-    UserWarning
-    """
+def partial_score_message(batch: np.ndarray | None, cell_type: np.ndarray | None) -> str:
+    """Say that the score of a model that knows several batches says nothing of them, and how it would."""
     if cell_type is None:
         lacking = "no cell types" if batch is not None else "neither batch nor cell types"
     elif batch is None:
@@ -284,86 +280,11 @@ def warn_of_partial_score(batch: np.ndarray | None, cell_type: np.ndarray | None
     else:
         lacking = f"cells of one batch only, {str(batch[0])!r} (folds must mix the batches)"
     what = "how well images are predicted" if cell_type is None else "how well cell types are read from the features"
-    warnings.warn(
+    return (
         f"score was given {lacking}: it measures {what} and says nothing of the batch. In a search, set "
         "sklearn.set_config(enable_metadata_routing=True), let y be a table with columns batch and cell_type, or set "
-        "scoring=skbegan.metrics.batch_removal_scorer.with_labels(X_bf, batch, cell_type)",
-        UserWarning,
-        stacklevel=3,
+        "scoring=skbegan.metrics.batch_removal_scorer.with_labels(X_bf, batch, cell_type)"
     )
-
-
-# The batch design -----------------------------------------------------------------------------------------------------
-
-
-def can_remove_batch(dataset: CellDataset, batch_target: str) -> bool:
-    """Say whether there is a batch effect to remove, warning where the design makes that impossible or unsafe.
-
-    Warns
-    -----
-    UserWarning
-        When `batch` is missing or has one value (stage 2 is skipped), when cell types are missing, or when batch and
-        cell type are confounded.
-    """
-    if dataset.n_batches < 2:
-        what = (
-            "no batch was given" if dataset.batches is None else f"all cells are of batch {str(dataset.batches[0])!r}"
-        )
-        warnings.warn(
-            f"{what}: there is no batch effect to learn, so stage 2 is skipped and the model is only pretrained. "
-            "Pass batch (day, plate or site of every cell) with at least two values, or removal_epochs=0 to say that "
-            "this is meant.",
-            UserWarning,
-            stacklevel=4,
-        )
-        return False
-    if dataset.n_cell_types < 2:
-        what = "no cell_type was given" if dataset.cell_types is None else "all cells are of one cell type"
-        warnings.warn(
-            f"{what}: nothing tells biology from batch, and differences between the cells of different batches will be "
-            "removed whatever they are. Pass cell_type (line, drug, dose, phase) if the cells differ.",
-            UserWarning,
-            stacklevel=4,
-        )
-        return True
-    table = np.zeros((dataset.n_cell_types, dataset.n_batches), dtype=bool)
-    table[dataset.cell_type, dataset.batch] = True
-    assert dataset.cell_types is not None and dataset.batches is not None
-    if (table.sum(axis=1) == 1).all():
-        skipped = batch_target == "conditional"
-        warnings.warn(
-            "batch and cell type are confounded: every cell type occurs in one batch only, so that their effects "
-            "cannot be told apart. "
-            + (
-                "Stage 2 is skipped. Image at least one cell type (a control) in several batches, or choose "
-                "batch_target='uniform' to remove the batch at the price of the cell type."
-                if skipped
-                else f"batch_target={batch_target!r} will remove the cell type with the batch. Image at least one cell "
-                "type (a control) in several batches."
-            ),
-            UserWarning,
-            stacklevel=4,
-        )
-        return not skipped
-    groups = _linked_batches(table)
-    if len(groups) > 1:
-        names = " | ".join(", ".join(str(dataset.batches[b]) for b in group) for group in groups)
-        warnings.warn(
-            f"batch and cell type are partly confounded: the batches fall into groups that share no cell type ({names}). "  # noqa: E501
-            "Differences between these groups cannot be told from differences between their cell types and may stay. "
-            "Image a common cell type (a control) in all batches.",
-            UserWarning,
-            stacklevel=4,
-        )
-    return True
-
-
-def _linked_batches(table: np.ndarray) -> list[list[int]]:
-    """Return the groups of batches that are linked by shared cell types; `table` is (n_cell_types, n_batches) bool."""
-    from scipy.sparse.csgraph import connected_components
-
-    n_groups, group = connected_components(table.T.astype(int) @ table.astype(int), directed=False)
-    return [np.flatnonzero(group == g).tolist() for g in range(n_groups)]
 
 
 def reference_code(dataset: CellDataset, reference_batch: Any) -> int:
@@ -382,120 +303,6 @@ def reference_code(dataset: CellDataset, reference_batch: Any) -> int:
     return int(where[0])
 
 
-def split_validation(
-    batch: np.ndarray, cell_type: np.ndarray, fraction: float, random_state: Any
-) -> tuple[np.ndarray, np.ndarray]:
-    """Split the cells at random into training and validation rows, stratified by batch and cell type.
-
-    Every group of batch and cell type gives the rounded fraction of its cells, and keeps at least one for training; the
-    groups with the largest remainders make up what rounding loses. Both sets are in random order.
-    """
-    rng = check_random_state(random_state)
-    order = rng.permutation(len(batch))
-    groups = np.unique(np.stack([batch, cell_type]), axis=1, return_inverse=True)[1].ravel()[order]
-    sizes = np.bincount(groups)
-    wanted = sizes * fraction
-    counts = np.floor(wanted).astype(int)
-    lacking = round(wanted.sum()) - counts.sum()
-    by_remainder = np.argsort(-(wanted - counts), kind="stable")
-    by_remainder = by_remainder[sizes[by_remainder] >= 2]
-    counts[by_remainder[: max(0, lacking)]] += 1
-    counts = np.minimum(counts, sizes - 1)
-    rank = np.empty(len(order), dtype=int)  # of each cell within its group, in the random order
-    sorted_by_group = np.argsort(groups, kind="stable")
-    rank[sorted_by_group] = np.arange(len(order)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
-    held_out = rank < counts[groups]
-    return order[~held_out], order[held_out]
-
-
-# Parameters -----------------------------------------------------------------------------------------------------------
-
-_COUNTS = {  # name: smallest value
-    "base_width": 1,
-    "n_features": 1,
-    "pretrain_epochs": 0,
-    "removal_epochs": 0,
-    "refresh_epochs": 1,
-    "classifier_epochs": 1,
-    "warmup_epochs": 0,
-    "n_adversaries": 1,
-    "adversary_steps": 1,
-    "minibatch_size": 2,
-}
-_WEIGHTS = (
-    "pretrain_image_weight",
-    "adversarial_weight",
-    "cell_type_weight",
-    "cell_type_image_weight",
-    "batch_weight",
-    "batch_image_weight",
-    "image_weight",
-    "alignment",
-    "invariance_weight",
-    "activity_weight",
-    "decorrelation_weight",
-    "matching",
-    "look_spread",
-)
-_RATES = (
-    "learning_rate",
-    "removal_learning_rate",
-    "discriminator_learning_rate",
-    "classifier_learning_rate",
-    "adversary_learning_rate",
-)
-_SHARES = {  # name: largest value
-    "validation_fraction": 0.9,
-    "ramp": 1.0,
-    "decay": 1.0,
-    "averaging": 0.9999,
-    "profile_floor": 1.0,
-    "batch_transfer": 1.0,
-    "brightfield_transfer": 1.0,
-}
-_FLAGS = ("standardize", "augment", "compile", "warm_start", "image_erasure")
-_CHOICES = {
-    "adversary": ("online", "published"),
-    "batch_target": ("conditional", "uniform", "reference"),
-    "inference": ("population", "minibatch"),
-    "precision": ("auto", "float32", "bfloat16", "float64"),
-}
-
-
-def check_parameters(parameters: Mapping[str, Any]) -> None:
-    """Check the estimator's parameters by name.
-
-    Raises
-    ------
-    TypeError, ValueError
-        With the parameter's name, what it may be and what was found.
-    """
-    for name, low in _COUNTS.items():
-        value = parameters[name]
-        if isinstance(value, bool | np.bool_) or not isinstance(value, numbers.Integral):
-            raise TypeError(f"{name} must be an integer of at least {low}, got {value!r}")
-        if value < low:
-            raise ValueError(f"{name} must be at least {low}, got {value}")
-    for name in (*_WEIGHTS, *_RATES, *_SHARES):
-        value = parameters[name]
-        if isinstance(value, bool | np.bool_) or not isinstance(value, numbers.Real):
-            raise TypeError(f"{name} must be a number, got {value!r}")
-        value = float(value)
-        if not np.isfinite(value) or value < 0 or (name in _RATES and value == 0):
-            raise ValueError(f"{name} must be {'positive' if name in _RATES else 'at least 0'}, got {value}")
-        if value > _SHARES.get(name, np.inf):
-            raise ValueError(f"{name} must be at most {_SHARES[name]}, got {value}")
-    for name in _FLAGS:
-        if not isinstance(parameters[name], bool | np.bool_):
-            raise TypeError(f"{name} must be True or False, got {parameters[name]!r}")
-    for name, choices in _CHOICES.items():
-        if parameters[name] not in choices:
-            raise ValueError(f"{name} must be one of {choices}, got {parameters[name]!r}")
-    callback = parameters["callback"]
-    if callback is not None and not callable(callback):
-        raise TypeError(f"callback must be None or a function of one argument, callback(info), got {callback!r}")
-
-
 def check_memory(memory: Any) -> Any:
     """Return a joblib.Memory for what the estimator's `memory` may be: None, a path or a Memory."""
     if memory is None or isinstance(memory, str | os.PathLike):
@@ -503,3 +310,75 @@ def check_memory(memory: Any) -> Any:
     if not hasattr(memory, "cache"):
         raise ValueError(f"memory must be None, a path or a joblib.Memory, got {memory!r}")
     return memory
+
+
+def refuse_lfs_pointer(path: Path) -> None:
+    """Refuse a file that Git LFS has left a pointer in place of.
+
+    Raises
+    ------
+    ValueError
+    """
+    with path.open("rb") as file:
+        if file.read(len(_LFS)) == _LFS:
+            raise ValueError(
+                f"{path} is a Git LFS pointer, not the file itself: the repository was cloned without its large files; "
+                "run 'git lfs pull' in it"
+            )
+
+
+_LFS = b"version https://git-lfs.github.com/spec/"
+
+
+def check_seed(random_state: Any) -> Any:
+    """Return the estimator's `random_state` if scikit-learn can make random numbers of it.
+
+    Raises
+    ------
+    ValueError
+    """
+    try:
+        if random_state is not None:
+            check_random_state(random_state)
+    except ValueError as error:
+        raise ValueError(
+            "random_state must be None, an integer from 0 to 2**32 - 1 or a numpy RandomState, got "
+            f"{random_state!r:.80}"
+        ) from error
+    return random_state
+
+
+# Warnings -------------------------------------------------------------------------------------------------------------
+
+
+def warn_caller(message: str, category: type[Warning]) -> None:
+    """Warn with the line outside of this package, and of scikit-learn's wrappers, that the call came from."""
+    level, frame = 2, sys._getframe(1)
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith(("skbegan.", "sklearn.utils.")):
+        level, frame = level + 1, frame.f_back
+    warnings.warn(message, category, stacklevel=level)
+
+
+def warn_of_versions(wrote: Mapping[str, Any], reads: Mapping[str, str], what: str) -> None:
+    """Compare the versions that wrote a model with those that read it.
+
+    Parameters
+    ----------
+    wrote, reads : mapping of str to str
+        Versions by package; `wrote` is empty if they were not recorded.
+    what : str
+        What the warning calls the model.
+
+    Warns
+    -----
+    UserWarning
+        If skbegan, or the minor version of scikit-learn, is another.
+    """
+    for name in ("skbegan", "scikit-learn"):
+        then, now = wrote.get(name), reads[name]
+        if name == "scikit-learn" and then is not None:
+            then, now = (".".join(str(version).split(".")[:2]) for version in (then, now))
+        if then is not None and then != now:
+            warn_caller(
+                f"{what} was written with {name} {then} and is read with {now}: results may differ", UserWarning
+            )

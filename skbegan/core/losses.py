@@ -1,20 +1,69 @@
-"""How far apart the batches of a cell type lie in feature space, as a loss without an opponent.
+"""Losses of all stages, and how they are weighed.
 
-An adversary that is trained along lags behind the generator, and the two chase each other: a fresh linear probe then
-still reads what the adversary has lost sight of. What a linear probe can read within a type is governed by the
-Mahalanobis distance of its batches' means, and that can be computed and pulled together directly.
+A loss has one name: that of its weight in the configuration, of its entry in the history and of its label in a plot.
+
+Besides the losses of the published procedure there are some that need no opponent. An adversary that is trained along
+lags behind the generator, and the two chase each other: a fresh linear probe then still reads what the adversary has
+lost sight of. What a linear probe can read within a type is governed by the Mahalanobis distance of its batches'
+means, and that can be computed and pulled together directly (:class:`BatchAlignment`). The others are a variance term
+(:class:`Activity`) and a decorrelation term, after VICReg (Bardes, Ponce and LeCun, ICLR 2022), an invariance term, and
+the maximum mean discrepancy.
 """
 
 from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from skbegan.core.data import Minibatch
+from skbegan.data.cells import Minibatch
 
-MIN_CELLS = 4  # in a group of type and batch, for its mean to count
+Losses = dict[str, Tensor]
+History = dict[str, list[float]]
+Members = list[list[Tensor]]
+
+MIN_CELLS = 4  # in a group of type and batch, for its statistics to count
 OWN_SHARE = 0.1  # of the minibatch in the mean of a group; the rest is memory, without a gradient
+
+
+def weighted_sum(losses: Mapping[str, Tensor], weights: Mapping[str, float]) -> Tensor:
+    """Return the sum of the losses that have a weight, each times its weight."""
+    return torch.stack([weight * losses[name] for name, weight in weights.items() if name in losses]).sum()
+
+
+def positive(weights: Mapping[str, float]) -> dict[str, float]:
+    """Return the weights above 0: losses without one are not computed."""
+    return {name: weight for name, weight in weights.items() if weight > 0}
+
+
+# Of the published procedure -------------------------------------------------------------------------------------------
+
+
+def real_or_fake(logits: Tensor, real: bool) -> Tensor:
+    """Return the binary cross-entropy of patch logits against one label for all patches."""
+    logits = logits.float() if logits.dtype is torch.bfloat16 else logits
+    return F.binary_cross_entropy_with_logits(logits, torch.full_like(logits, float(real)))
+
+
+def group_cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
+    """Cross-entropy of each member of a group, shape (g,), for logits (n, g, classes).
+
+    `target` holds codes (n,) or probabilities (n, classes).
+    """
+    target = target[:, None].expand(logits.shape[:2] if target.ndim == 1 else logits.shape)
+    loss = F.cross_entropy(logits.flatten(0, 1), target.flatten(0, 1), reduction="none")
+    return loss.view(logits.shape[:2]).mean(0)
+
+
+def active_share(features: Tensor) -> Tensor:
+    """Return the share of features whose spread over the cells is at least 1 % of the largest one's."""
+    spread = features.float().std(0, correction=0)
+    return (spread > 0.01 * spread.max()).float().mean()
+
+
+# Without an opponent --------------------------------------------------------------------------------------------------
 
 
 class BatchAlignment:
@@ -45,6 +94,10 @@ class BatchAlignment:
         self._features = None if features is None else features.to(device)
         self._groups = None if groups is None else groups.to(device)
 
+    def forget(self) -> None:
+        """Empty the memory."""
+        self._features = self._groups = None
+
     def _group(self, cells: Minibatch) -> Tensor:
         return cells.cell_type * self.n_batches + cells.batch
 
@@ -62,7 +115,7 @@ class BatchAlignment:
         counts = features.new_zeros(self.n_groups, 1).index_add(0, groups, ones)
         return features.new_zeros(self.n_groups, features.shape[1]).index_add(0, groups, features), counts
 
-    def separation(self, cells: Minibatch, features: Tensor) -> Tensor:
+    def loss(self, cells: Minibatch, features: Tensor) -> Tensor:
         """Return ``log(1 + D**2)``, averaged over groups; D is a batch's distance from the centre of its type.
 
         The gradient reaches the features of the minibatch, whose means are mixed into those of the memory.
@@ -92,8 +145,8 @@ class BatchAlignment:
         return value.detach() + (value - value.detach()) / OWN_SHARE
 
 
-def disagreement(features: Tensor, others: Tensor) -> Tensor:
-    """Return how little two profiles of the same cells agree: 0 equal, 1 unrelated; averaged over features."""
+def invariance(features: Tensor, others: Tensor) -> Tensor:
+    """Return the difference of two profiles of the same cells: 0 equal, 1 unrelated; averaged over features."""
     spread = features.var(0, correction=0) + others.var(0, correction=0)
     floor = 1e-4 * spread.detach().mean() + 1e-10  # a feature that does not vary counts for nothing
     return ((features - others).square().mean(0) / (spread + floor)).mean()
@@ -108,7 +161,7 @@ def standardised(features: Tensor) -> Tensor:
     return (features - features.mean(0)) / (spread + 1e-3 * spread.detach().mean() + 1e-8).sqrt()
 
 
-def redundancy(features: Tensor) -> Tensor:
+def decorrelation(features: Tensor) -> Tensor:
     """Return the mean squared correlation of pairs of features.
 
     When all features say the same few things, their small differences are where the batch hides: too faint for the
@@ -154,3 +207,80 @@ class Activity:
         spread = (features.var(0, correction=0) + 1e-10).sqrt()
         too_even = F.relu(self.FLOOR - spread / self.spread).mean()
         return too_even + F.relu(self.FLOOR - features.mean(0) / self.mean).mean()
+
+
+# Between distributions ------------------------------------------------------------------------------------------------
+
+
+def group_members(batch: Tensor, cell_type: Tensor, device: torch.device | None = None) -> Members:
+    """Return, for each cell type, the positions of the cells of each of its batches.
+
+    Only groups of at least `MIN_CELLS` cells count, and only types with two of them.
+
+    Parameters
+    ----------
+    batch, cell_type : Tensor of int, shape (n,)
+        On the CPU, or else the device is waited for.
+    device : torch.device, optional
+        Of the positions; by default that of `batch`.
+    """
+    device = batch.device if device is None else device
+    batch, cell_type = batch.cpu(), cell_type.cpu()
+    found = []
+    for code in cell_type.unique().tolist():
+        own = cell_type == code
+        groups = [torch.nonzero(own & (batch == b)).flatten() for b in batch[own].unique().tolist()]
+        groups = [group.to(device, non_blocking=True) for group in groups if len(group) >= MIN_CELLS]
+        if len(groups) > 1:
+            found.append(groups)
+    return found
+
+
+def within_groups(values: Tensor, members: Members) -> Tensor:
+    """Return the pooled covariance of the cells about the means of their groups."""
+    parts = [values[group] - values[group].mean(0) for groups in members for group in groups]
+    residuals = torch.cat(parts)
+    return residuals.T @ residuals / len(residuals)
+
+
+def maximum_mean_discrepancy(values: Tensor, members: Members, widths: Sequence[float], ridge: float) -> Tensor:
+    """Return how differently the batches of a cell type are distributed, averaged over types.
+
+    The squared maximum mean discrepancy (MMD, Gretton et al., J. Mach. Learn. Res. 13, 723, 2012) with Gaussian kernels
+    in the metric of the covariance within groups. Unbiased, so about 0 for batches that are alike; relative to the mean
+    of the kernel, summed over its widths.
+
+    Parameters
+    ----------
+    values : Tensor of shape (n, d)
+    members : list of list of Tensor
+        See :func:`group_members`.
+    widths : sequence of float
+        Of the kernels: of the squared distance, in units of its median within the type.
+    ridge : float
+        Added to the variances in the metric.
+    """
+    if not members:
+        return values.sum() * 0.0
+    with torch.no_grad():
+        covariance = within_groups(values, members)
+        variance, directions = torch.linalg.eigh(covariance)
+        metric = directions * (variance.clamp(min=0) + ridge).rsqrt()
+    values = values @ metric
+    total = values.new_zeros(())
+    for groups in members:
+        sizes = [len(group) for group in groups]
+        points = values[torch.cat(groups)]
+        squared = torch.cdist(points, points, compute_mode="donot_use_mm_for_euclid_dist").square()
+        unit = squared.detach().median().clamp(min=1e-12)
+        n = len(points)
+        share = torch.block_diag(*(points.new_full((size, 1), 1.0 / size) for size in sizes))
+        unbiased = torch.tensor([size / (size - 1.0) for size in sizes], dtype=points.dtype, device=points.device)
+        others = 1.0 - torch.eye(n, dtype=points.dtype, device=points.device)
+        for width in widths:
+            kernel = torch.exp(-squared / (width * unit)) * others
+            means = share.T @ kernel @ share
+            within = (means.diagonal() * unbiased).mean()
+            between = (means.sum() - means.diagonal().sum()) / (len(sizes) * (len(sizes) - 1))
+            total = total + (within - between) / (kernel.detach().mean() + 1e-12)
+    return total / len(members)

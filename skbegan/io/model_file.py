@@ -1,32 +1,30 @@
 """Fitted models in one file that runs no code when it is loaded: safetensors for the weights, JSON for the rest.
 
 A file is a safetensors file. Its tensors are the state of the generator, with what makes profiles of its features
-(``profile.*``) and takes the batch from its images (``erasure.*``) where they were fitted; its metadata has one entry,
-``"skbegan"``, a JSON document:
+(``profile.*``) and takes the batch from its images (``erasure.*``) where they were fitted; its metadata has two
+entries: ``"skbegan"``, a JSON document, and ``"digest"``, the SHA-256 of that document and of all tensors. The document
+holds
 
 ``format``      number of the format
 ``versions``    of skbegan, scikit-learn, torch and numpy that wrote the file
 ``parameters``  of the estimator
-``fitted``      shapes, scaling, labels, history and device
+``fitted``      shapes, scaling, labels, history, device, and the parameters of the fit
 
-Format 1 had no ``device``, and formats 1 and 2 no ``profile.*`` and ``erasure.*``. A reader of an earlier format knows
-from the number that it has to be updated, instead of guessing at tensors; this one reads all formats.
-
-JSON has no tuples and no arrays; they are written as ``{"tuple": [...]}`` and ``{"array": [...], "dtype": "<U3"}``, and
-dicts as ``{"dict": [[key, value], ...]}``, so that nothing is confused with them.
+JSON has no tuples, arrays and objects; they are written as ``{"tuple": [...]}``, ``{"array": [...], "dtype": "<U3"}``
+and ``{"object": "OnlineRemoval", "fields": [[name, value], ...]}``, and dicts as ``{"dict": [[key, value], ...]}``, so
+that nothing is confused with them. Objects are those of :mod:`skbegan.config` only.
 """
 
 from __future__ import annotations
 
-import functools
+import dataclasses
+import hashlib
 import json
 import math
 import os
 import re
 import uuid
-import warnings
 from collections.abc import Callable, Mapping
-from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,21 +33,36 @@ import safetensors
 import safetensors.numpy
 from sklearn.utils.validation import check_is_fitted
 
-import skbegan
+from skbegan import checks, config
+from skbegan._version import __version__, versions
 
 if TYPE_CHECKING:
     from skbegan.estimator import BeGANTransformer
 
 __all__ = ["load", "save"]
 
-FORMAT = 3
-_ENTRY = "skbegan"
-_PACKAGES = ("scikit-learn", "torch", "numpy")
+FORMAT = 1
+MAX_HEADER = 1 << 24  # bytes of the JSON document: a history of some thousand epochs takes a hundredth of it
+_ENTRY, _DIGEST = "skbegan", "digest"
 _SCALINGS = {
     "bf_mean": "image_shape",
     "bf_scale": "image_shape",
     "qpi_mean": "target_shape",
     "qpi_scale": "target_shape",
+}
+_NOT_SAVED = ("memory", "checkpoint_dir", "callback")  # of this machine, or code
+_OBJECTS: dict[str, type] = {
+    cls.__name__: cls
+    for cls in (
+        config.Config,
+        config.Architecture,
+        config.Pretraining,
+        config.Removal,
+        config.Runtime,
+        config.OnlineRemoval,
+        config.PublishedRemoval,
+        config.ProfileAlignment,
+    )
 }
 
 
@@ -77,7 +90,8 @@ def save(est: BeGANTransformer, path: str | os.PathLike[str]) -> None:
     Warns
     -----
     UserWarning
-        If parameters cannot be written as plain data (a ``joblib.Memory``, a ``RandomState``); they are saved as None.
+        If parameters cannot be written as plain data (a ``RandomState``); they are saved as None. `memory`,
+        `checkpoint_dir` and `callback` are of this machine and always saved as None.
 
     See Also
     --------
@@ -90,28 +104,31 @@ def save(est: BeGANTransformer, path: str | os.PathLike[str]) -> None:
             f"save writes a BeGANTransformer, got {type(est).__name__}; joblib.dump writes other estimators"
         )
     check_is_fitted(est)
+    model = est._model
+    assert model is not None
     parameters, lost = {}, []
     for name, value in est.get_params(deep=False).items():
         try:
-            parameters[name] = _encode(value)
+            parameters[name] = None if name in _NOT_SAVED else _encode(value)
         except TypeError:
             parameters[name] = None
             lost.append(f"{name}={value!r}")
     if lost:
-        warnings.warn(f"saved as None because they are no plain data: {', '.join(lost)}", UserWarning, stacklevel=2)
+        checks.warn_caller(f"saved as None because they are no plain data: {', '.join(lost)}", UserWarning)
     fitted = {
-        "image_shape": est.image_shape_,
-        "target_shape": est.target_shape_,
-        "base_width": est.base_width_,
-        "n_features": est.n_features_out_,
-        "bf_mean": est.bf_mean_,
-        "bf_scale": est.bf_scale_,
-        "qpi_mean": est.qpi_mean_,
-        "qpi_scale": est.qpi_scale_,
-        "batches": est.batches_,
-        "cell_types": est.cell_types_,
-        "history": est.history_,
-        "device": est.device_,
+        "image_shape": model.image_shape,
+        "target_shape": model.target_shape,
+        "base_width": model.base_width,
+        "n_features": model.n_features,
+        "bf_mean": model.bf_scaling.mean,
+        "bf_scale": model.bf_scaling.scale,
+        "qpi_mean": model.target_scaling.mean,
+        "qpi_scale": model.target_scaling.scale,
+        "batches": model.batches,
+        "cell_types": model.cell_types,
+        "history": model.history,
+        "device": model.device,
+        "config": _plain_config(model.config),
     }
     document = {
         "format": FORMAT,
@@ -119,9 +136,29 @@ def save(est: BeGANTransformer, path: str | os.PathLike[str]) -> None:
         "parameters": parameters,
         "fitted": {name: _encode(value) for name, value in fitted.items()},
     }
-    weights = {name: np.ascontiguousarray(array) for name, array in est._weights.items()}
+    weights = {name: np.ascontiguousarray(array) for name, array in model.weights.items()}
     text = json.dumps(document, allow_nan=False)
-    _replace(Path(path), safetensors.numpy.save(weights, metadata={_ENTRY: text}))
+    if len(text) > MAX_HEADER:
+        raise ValueError(f"labels and history take {len(text)} bytes, more than the {MAX_HEADER} that a file may hold")
+    entries = {_ENTRY: text, _DIGEST: _digest(text, weights)}
+    _replace(Path(path), safetensors.numpy.save(weights, metadata=entries))
+
+
+def _plain_config(found: config.Config | None) -> config.Config | None:
+    """Return the parameters of the fit if they can be written: those of a removal method from elsewhere cannot."""
+    try:
+        _encode(found)
+    except TypeError:
+        return None
+    return found
+
+
+def _digest(text: str, weights: Mapping[str, np.ndarray]) -> str:
+    digest = hashlib.sha256(text.encode())
+    for name in sorted(weights):
+        digest.update(f"{name} {weights[name].dtype} {weights[name].shape}".encode())
+        digest.update(weights[name].tobytes())
+    return digest.hexdigest()
 
 
 def load(path: str | os.PathLike[str]) -> BeGANTransformer:
@@ -152,9 +189,13 @@ def load(path: str | os.PathLike[str]) -> BeGANTransformer:
     UserWarning
         If another version of skbegan, or another minor version of scikit-learn, wrote the file.
     """
+    from skbegan.data.source import Scaling
+    from skbegan.model import FittedModel
+
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"{path} is no file")
+    checks.refuse_lfs_pointer(path)
     try:
         with safetensors.safe_open(path, framework="numpy") as file:
             text = (file.metadata() or {}).get(_ENTRY)
@@ -163,54 +204,25 @@ def load(path: str | os.PathLike[str]) -> BeGANTransformer:
             document = _document(path, text)
             est, fitted = _estimator(path, document)
             weights = _weights(path, file, fitted)
+            if (file.metadata() or {}).get(_DIGEST) != _digest(text, weights):
+                raise _refusal(path, "its content does not match its digest: it was damaged or changed")
     except safetensors.SafetensorError as error:
         raise _refusal(path, f"it is no safetensors file, or a damaged one ({error})") from error
-    est._set_fitted(weights=weights, **fitted)
-    warn_of_versions(document["versions"], str(path))
+    _check_weights(path, weights)
+    est._model = FittedModel(
+        weights=weights,
+        bf_scaling=Scaling(fitted["bf_mean"], fitted["bf_scale"]),
+        target_scaling=Scaling(fitted["qpi_mean"], fitted["qpi_scale"]),
+        **{
+            name: fitted[name] for name in ("image_shape", "target_shape", "batches", "cell_types", "history", "device")
+        },
+        config=fitted["config"],
+    )
+    checks.warn_of_versions(document["versions"], versions(), str(path))
     return est
 
 
-# ----------------------------------------------------------------------------------------------------------- versions
-
-
-@functools.cache
-def versions() -> dict[str, str]:
-    """Return the versions that a model is written with, by name of the package."""
-    return {"skbegan": skbegan.__version__, **{name: metadata.version(name) for name in _PACKAGES}}
-
-
-def warn_of_versions(wrote: Mapping[str, Any], what: str) -> None:
-    """Compare the versions that wrote a model with those that read it.
-
-    Parameters
-    ----------
-    wrote : mapping of str to str
-        What :func:`versions` said then; empty if it was not recorded.
-    what : str
-        What the warning calls the model.
-
-    Warns
-    -----
-    UserWarning
-        If skbegan, or the minor version of scikit-learn, is another.
-    """
-    for name in ("skbegan", "scikit-learn"):
-        then, now = wrote.get(name), versions()[name]
-        if name == "scikit-learn" and then is not None:
-            then, now = _minor(then), _minor(now)
-        if then is not None and then != now:
-            warnings.warn(
-                f"{what} was written with {name} {then} and is read with {now}: results may differ",
-                UserWarning,
-                stacklevel=3,
-            )
-
-
 # ------------------------------------------------------------------------------------------------------------ writing
-
-
-def _minor(version: Any) -> str:
-    return ".".join(str(version).split(".")[:2])
 
 
 def _replace(path: Path, content: bytes) -> None:
@@ -247,6 +259,9 @@ def _encode(value: Any) -> Any:
         return {"tuple": [_encode(item) for item in value]}
     if isinstance(value, list):
         return [_encode(item) for item in value]
+    if type(value) in _OBJECTS.values():
+        names = [field.name for field in dataclasses.fields(value)]
+        return {"object": type(value).__name__, "fields": [[name, _encode(getattr(value, name))] for name in names]}
     if isinstance(value, dict):
         return {"dict": [[_encode(key), _encode(item)] for key, item in value.items()]}
     raise TypeError(f"{type(value).__name__} is no plain data")
@@ -271,7 +286,7 @@ def _encode_array(array: np.ndarray) -> dict[str, Any]:
 
 
 def _refusal(path: Path, reason: str) -> ValueError:
-    return ValueError(f"{path} is not a model that this skbegan {skbegan.__version__} can load: {reason}")
+    return ValueError(f"{path} is not a model that this skbegan {__version__} can load: {reason}")
 
 
 def _decode(value: Any) -> Any:
@@ -284,6 +299,8 @@ def _decode(value: Any) -> Any:
             return tuple(_decode(item) for item in items)
         case {"dict": list(pairs), **rest} if not rest:
             return {_decode(key): _decode(item) for key, item in pairs}
+        case {"object": str(kind), "fields": list(pairs), **rest} if not rest and kind in _OBJECTS:
+            return _OBJECTS[kind](**{name: _decode(item) for name, item in pairs})
         case {"float": "nan" | "inf" | "-inf" as name, **rest} if not rest:
             return float(name)
         case {"array": list(items), "dtype": "object", **rest} if not rest:
@@ -291,15 +308,25 @@ def _decode(value: Any) -> Any:
             array[:] = [_decode(item) for item in items]
             return array
         case {"array": list(items), "dtype": str(dtype), **rest} if not rest and _DTYPE.fullmatch(dtype):
-            return np.array([_decode(item) for item in items], dtype=np.dtype(dtype))
+            return _array([_decode(item) for item in items], dtype)
     raise ValueError(f"no value is written as {str(value)[:60]}")
 
 
 _DTYPE = re.compile(r"[<|](b1|[iu][1248]|f[248]|U\d{1,6}|M8(\[\d{0,3}[a-zA-Z]{1,2}\])?)")
 
 
+def _array(items: list[Any], dtype: str) -> np.ndarray:
+    if dtype[1] == "U":  # as wide as its strings: a declared width of 999999 would take gigabytes
+        if not all(isinstance(item, str) for item in items):
+            raise ValueError("an array of strings holds something else")
+        return np.array(items, dtype=np.str_)
+    return np.array(items, dtype=np.dtype(dtype))
+
+
 def _document(path: Path, text: str) -> dict[str, Any]:
     """Parse the JSON document and check its outline."""
+    if len(text) > MAX_HEADER:
+        raise _refusal(path, f"its header takes {len(text)} bytes, more than {MAX_HEADER}")
     try:
         document = json.loads(text)
         number = document["format"]
@@ -333,8 +360,6 @@ def _estimator(path: Path, document: dict[str, Any]) -> tuple[BeGANTransformer, 
             except (ValueError, TypeError, OverflowError, RecursionError) as error:
                 raise _refusal(path, f"{name!r} of its {part} cannot be read ({error})") from error
     fitted = decoded["fitted"]
-    if document["format"] == 1:
-        fitted["device"] = "unknown"
     if odd := sorted(fitted.keys() ^ _EXPECTED.keys()):
         raise _refusal(path, f"missing or unexpected among its fitted attributes: {', '.join(odd)}")
     for name, (what, accepts) in _EXPECTED.items():
@@ -343,7 +368,15 @@ def _estimator(path: Path, document: dict[str, Any]) -> tuple[BeGANTransformer, 
     for name, shape in _SCALINGS.items():
         if len(fitted[name]) != _n_channels(fitted[shape]):
             raise _refusal(path, f"{name!r} has {len(fitted[name])} entries, which {shape} {fitted[shape]} contradicts")
-    return BeGANTransformer(**decoded["parameters"]), fitted
+    for name in ("batches", "cell_types"):
+        if fitted[name] is not None and len(np.unique(fitted[name])) != len(fitted[name]):
+            raise _refusal(path, f"{name!r} repeats a label")
+    parameters = {**decoded["parameters"], **dict.fromkeys(_NOT_SAVED)}
+    try:
+        config.Config.of(BeGANTransformer(**parameters).get_params(deep=False))
+    except (TypeError, ValueError) as error:
+        raise _refusal(path, f"its parameters are none that fit would take ({error})") from error
+    return BeGANTransformer(**parameters), fitted
 
 
 def _n_channels(shape: tuple[int, ...]) -> int:
@@ -363,12 +396,16 @@ def _is_shape(value: Any) -> bool:
     )
 
 
-def _is_scaling(value: Any) -> bool:
+def _is_mean(value: Any) -> bool:
     return isinstance(value, np.ndarray) and value.dtype == np.float64 and bool(np.isfinite(value).all())
 
 
+def _is_scale(value: Any) -> bool:
+    return _is_mean(value) and bool((value > 0).all())
+
+
 def _is_labels(value: Any) -> bool:
-    return value is None or isinstance(value, np.ndarray)
+    return value is None or (isinstance(value, np.ndarray) and value.ndim == 1 and len(value) > 0)
 
 
 _EXPECTED: dict[str, tuple[str, Callable[[Any], bool]]] = {
@@ -376,11 +413,13 @@ _EXPECTED: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "target_shape": ("a tuple (side, side) or (side, side, channels)", _is_shape),
     "base_width": ("a positive integer", _is_width),
     "n_features": ("a positive integer", _is_width),
-    **dict.fromkeys(_SCALINGS, ("an array of finite float64", _is_scaling)),
+    **dict.fromkeys(("bf_mean", "qpi_mean"), ("an array of finite float64", _is_mean)),
+    **dict.fromkeys(("bf_scale", "qpi_scale"), ("an array of positive float64", _is_scale)),
     "batches": ("an array or null", _is_labels),
     "cell_types": ("an array or null", _is_labels),
     "history": ("a dict", lambda value: isinstance(value, dict)),
     "device": ("a string", lambda value: isinstance(value, str)),
+    "config": ("the parameters of a fit or null", lambda value: value is None or isinstance(value, config.Config)),
 }
 
 
@@ -388,8 +427,7 @@ def _weights(path: Path, file: Any, fitted: dict[str, Any]) -> dict[str, np.ndar
     """Read the tensors, after comparing their names, shapes and types with those of the generator they are for."""
     import torch
 
-    from skbegan.core.networks import Generator
-    from skbegan.core.outputs import attach_outputs
+    from skbegan.core.networks import Generator, with_outputs
 
     shapes = {name: file.get_slice(name).get_shape() for name in file.keys()}
     try:
@@ -402,7 +440,7 @@ def _weights(path: Path, file: Any, fitted: dict[str, Any]) -> dict[str, np.ndar
                 out_channels=_n_channels(fitted["target_shape"]),
                 head_widths=_head_widths(shapes),
             )
-        attach_outputs(generator, shapes)
+        with_outputs(generator, shapes)
     except (ValueError, TypeError, LookupError, RuntimeError, OverflowError) as error:
         raise _refusal(path, f"there is no generator of its widths ({error})") from error
     expected = {
@@ -421,6 +459,14 @@ def _weights(path: Path, file: Any, fitted: dict[str, Any]) -> dict[str, np.ndar
                 path, f"tensor {name} should be F32 or F64 of shape {shape}, found {dtype} of {shapes[name]}"
             )
     return {name: file.get_tensor(name) for name in expected}
+
+
+def _check_weights(path: Path, weights: Mapping[str, np.ndarray]) -> None:
+    for name, values in weights.items():
+        if not np.isfinite(values).all():
+            raise _refusal(path, f"tensor {name} holds numbers that are not finite")
+        if name.endswith("running_var") and (values < 0).any():
+            raise _refusal(path, f"tensor {name} holds variances below 0")
 
 
 def _head_widths(shapes: dict[str, list[int]]) -> list[int] | None:

@@ -1,0 +1,501 @@
+"""The parameters of a fit: one frozen dataclass per stage, with ranges, checks and presets.
+
+:meth:`Config.of` makes them from the estimator's parameters, once per fit; from there on a parameter travels as a typed
+attribute. :class:`OnlineRemoval`, :class:`PublishedRemoval` and :class:`ProfileAlignment` are also what a user gives to
+the estimator: scikit-learn clones them and searches their fields, as in ``removal__alignment``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import numbers
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Self
+
+import numpy as np
+
+# Rules ----------------------------------------------------------------------------------------------------------------
+
+
+class Rule:
+    """What a parameter may be: returns its value as a plain Python object, or raises with the parameter's name."""
+
+    def __call__(self, name: str, value: Any) -> Any:
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class Count(Rule):
+    """An integer of at least `low`."""
+
+    low: int = 0
+
+    def __call__(self, name: str, value: Any) -> int:
+        if isinstance(value, bool | np.bool_) or not isinstance(value, numbers.Integral):
+            raise TypeError(f"{name} must be an integer of at least {self.low}, got {value!r:.80}")
+        if value < self.low:
+            raise ValueError(f"{name} must be at least {self.low}, got {value}")
+        return int(value)
+
+
+@dataclass(frozen=True)
+class Number(Rule):
+    """A finite number from 0, or above it, up to `high`."""
+
+    high: float = math.inf
+    positive: bool = False
+
+    def __call__(self, name: str, value: Any) -> float:
+        if isinstance(value, bool | np.bool_) or not isinstance(value, numbers.Real):
+            raise TypeError(f"{name} must be a number, got {value!r:.80}")
+        number = float(value)
+        if not math.isfinite(number) or number < 0 or (self.positive and number == 0):
+            raise ValueError(f"{name} must be {'positive' if self.positive else 'at least 0'}, got {number}")
+        if number > self.high:
+            raise ValueError(f"{name} must be at most {self.high}, got {number}")
+        return number
+
+
+@dataclass(frozen=True)
+class Numbers(Rule):
+    """A tuple of positive numbers, at least one."""
+
+    def __call__(self, name: str, value: Any) -> tuple[float, ...]:
+        if not isinstance(value, list | tuple) or not value:
+            raise TypeError(f"{name} must be a tuple of numbers, got {value!r:.80}")
+        return tuple(Number(positive=True)(f"{name}[{index}]", item) for index, item in enumerate(value))
+
+
+@dataclass(frozen=True)
+class Flag(Rule):
+    """True or False."""
+
+    def __call__(self, name: str, value: Any) -> bool:
+        if not isinstance(value, bool | np.bool_):
+            raise TypeError(f"{name} must be True or False, got {value!r:.80}")
+        return bool(value)
+
+
+@dataclass(frozen=True)
+class Choice(Rule):
+    """One of some strings."""
+
+    options: tuple[str, ...]
+
+    def __call__(self, name: str, value: Any) -> str:
+        if not isinstance(value, str) or value not in self.options:
+            raise ValueError(f"{name} must be one of {self.options}, got {value!r:.80}")
+        return str(value)
+
+
+@dataclass(frozen=True)
+class Folder(Rule):
+    """A path or None."""
+
+    def __call__(self, name: str, value: Any) -> Any:
+        if value is not None and not isinstance(value, str | os.PathLike):
+            raise TypeError(f"{name} must be None or a path, got {value!r:.80}")
+        return value
+
+
+@dataclass(frozen=True)
+class Function(Rule):
+    """None or something to call."""
+
+    def __call__(self, name: str, value: Any) -> Any:
+        if value is not None and not callable(value):
+            raise TypeError(f"{name} must be None or a function of one argument, {name}(info), got {value!r:.80}")
+        return value
+
+
+@dataclass(frozen=True)
+class Anything(Rule):
+    """Checked where it is used."""
+
+    def __call__(self, name: str, value: Any) -> Any:
+        return value
+
+
+@dataclass(frozen=True)
+class Instance(Rule):
+    """An object with parameters of its own, of a class of this module that is named `kind`."""
+
+    kind: str
+
+    def __call__(self, name: str, value: Any) -> Any:
+        if not isinstance(value, _KINDS[self.kind]) or isinstance(value, type):
+            known = " or ".join(f"{cls.__name__}(...)" for cls in _instances(_KINDS[self.kind]))
+            raise TypeError(f"{name} must be {known}, got {value!r:.80}")
+        return value.checked(name)
+
+
+SHARE = Number(high=1.0)
+RATE = Number(positive=True)
+WEIGHT = Number()
+
+
+def parameter(default: Any, rule: Rule, name: str | None = None) -> Any:
+    """Declare a field; `name` is the estimator's parameter of another name that it comes from."""
+    return dataclasses.field(default=default, metadata={"rule": rule, "name": name})
+
+
+def constant(default: Any, rule: Rule) -> Any:
+    """Declare a field that no parameter of the estimator sets."""
+    return dataclasses.field(default=default, metadata={"rule": rule, "name": ""})
+
+
+@dataclass(frozen=True)
+class Parameters:
+    """Base of objects that hold some parameters: scikit-learn can read, clone and search them.
+
+    They do not change: ``set_params`` of the estimator replaces them.
+    """
+
+    def get_params(self, deep: bool = True) -> dict[str, Any]:
+        """Return the parameters by name."""
+        return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+
+    def checked(self, name: str) -> Self:
+        """Return a copy with plain Python values, or raise for the first field that its rule refuses.
+
+        Raises
+        ------
+        TypeError, ValueError
+            With the field as ``name.field``, what it may be and what was found.
+        """
+        values = {
+            field.name: field.metadata["rule"](f"{name}.{field.name}", getattr(self, field.name))
+            for field in dataclasses.fields(self)
+        }
+        return type(self)(**values)
+
+
+# Stages ---------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """Sizes of the networks, and whether images are standardised, which the last layer starts at the scale of."""
+
+    base_width: int = parameter(64, Count(1))
+    n_features: int = parameter(512, Count(1))
+    standardize: bool = parameter(True, Flag())
+
+
+@dataclass(frozen=True)
+class Pretraining:
+    """Stage 1: epochs, weights of the losses, learning rates."""
+
+    epochs: int = parameter(100, Count(0), "pretrain_epochs")
+    adversarial: float = constant(1.0, WEIGHT)
+    image: float = parameter(100.0, WEIGHT, "pretrain_image_weight")
+    learning_rate: float = parameter(2e-4, RATE)
+    discriminator_learning_rate: float = parameter(1e-4, RATE)
+    minibatch_size: int = parameter(64, Count(2))
+    augment: bool = parameter(True, Flag())
+
+
+@dataclass(frozen=True)
+class RemovalMethod(Parameters):
+    """Base of the ways to remove the batch in stage 2.
+
+    A further method is one new file: a subclass, and a module with a function ``build(config, cells, design, engine,
+    start)`` that returns a plan (see :class:`skbegan.core.loop.Plan`), which `plan` names.
+    """
+
+    plan: ClassVar[str]
+    #: Whether profile alignment follows.
+    aligns_profile: ClassVar[bool] = True
+
+
+@dataclass(frozen=True)
+class OnlineRemoval(RemovalMethod):
+    """Batch removal by adversaries that are trained along with the generator: the default.
+
+    Adversaries see all features and the cell type. Further losses need no opponent.
+
+    Parameters
+    ----------
+    learning_rate : float, default=5e-4
+        Of the generator (Adam).
+    adversary_learning_rate : float, default=1e-3
+        Of the adversaries.
+    n_adversaries : int, default=2
+        Feature adversaries, of different age.
+    adversary_steps : int, default=1
+        Updates of the feature adversaries per step of the generator. More make the game unstable.
+    warmup_epochs : int, default=4
+        Epochs at the start in which the classifiers are trained and the generator is not.
+    ramp : float, default=0.3
+        Share of the stage over which the weights of the losses that remove the batch rise from 0. Strong fooling from
+        the first step outruns the cell-type classifiers.
+    decay : float, default=0.5
+        Share of the stage, its last part, over which the generator's learning rate falls to 0.
+    averaging : float, default=0.99
+        Decay per step of the exponential moving average (EMA) of the generator's weights, which is the generator that
+        the stage leaves; 0 leaves the last one.
+    style_share : float, default=0.8
+        Share of the cells given the style of another batch (mean image and power spectrum), after Fourier-domain style
+        transfer [1]_. Targets get it to be learned from, so that the prediction cannot depend on the batch;
+        brightfields get it as a second view, see `invariance`. A type is also shown in the styles of batches that it
+        was never imaged in, or its images would tell which batches those are.
+    brightfield_style_share : float, default=0.4
+        Share of the brightfields that are learned from in another style themselves. The more, the less the cell type is
+        guessed from the batch: less sure in known batches, more often right in new ones.
+    unseen_style_share : float, default=0.7
+        Share, among brightfields in another style, of those in an unseen style, which is of no batch.
+    unseen_style_spread : float, default=1.5
+        How widely unseen styles scatter about the mean of the batches, relative to the batches; 0: only styles of
+        batches. They prepare for batches that were never seen.
+    alignment : float, default=0.6
+        Weight, relative to `batch_weight`, of the Mahalanobis distance between the batches of a cell type in feature
+        space.
+    invariance : float, default=5.0
+        Weight of the difference between the profile of a cell and that of its second view, in another style and
+        orientation.
+    activity : float, default=2.0
+        Weight of the variance term, which keeps features from dying out: removing the batch is easiest with few
+        features. It and `decorrelation` are the variance and covariance terms of VICReg [2]_ in other forms.
+    decorrelation : float, default=2.0
+        Weight of the mean squared correlation of pairs of features.
+
+    References
+    ----------
+    .. [1] Yang and Soatto, "FDA: Fourier domain adaptation for semantic segmentation", CVPR 2020.
+    .. [2] Bardes, Ponce and LeCun, "VICReg: variance-invariance-covariance regularization for self-supervised
+       learning", ICLR 2022.
+
+    Examples
+    --------
+    >>> from skbegan import BeGANTransformer, OnlineRemoval
+    >>> began = BeGANTransformer(removal=OnlineRemoval(alignment=1.0))
+    >>> began.set_params(removal__decay=0.3).removal.alignment
+    1.0
+    """
+
+    plan: ClassVar[str] = "skbegan.core.plans.online"
+
+    learning_rate: float = parameter(5e-4, RATE)
+    adversary_learning_rate: float = parameter(1e-3, RATE)
+    n_adversaries: int = parameter(2, Count(1))
+    adversary_steps: int = parameter(1, Count(1))
+    warmup_epochs: int = parameter(4, Count(0))
+    ramp: float = parameter(0.3, SHARE)
+    decay: float = parameter(0.5, SHARE)
+    averaging: float = parameter(0.99, Number(high=0.9999))
+    style_share: float = parameter(0.8, SHARE)
+    brightfield_style_share: float = parameter(0.4, SHARE)
+    unseen_style_share: float = parameter(0.7, SHARE)
+    unseen_style_spread: float = parameter(1.5, Number(high=100.0))
+    alignment: float = parameter(0.6, WEIGHT)
+    invariance: float = parameter(5.0, WEIGHT)
+    activity: float = parameter(2.0, WEIGHT)
+    decorrelation: float = parameter(2.0, WEIGHT)
+
+
+@dataclass(frozen=True)
+class PublishedRemoval(RemovalMethod):
+    """Batch removal as published: classifiers fitted between the stages and frozen, those of the batch refitted.
+
+    Batch classifiers see disjoint random subsets of the features and are fitted anew every `refresh_epochs` epochs of
+    the estimator; cell-type and image classifiers are fitted once.
+
+    Parameters
+    ----------
+    learning_rate : float, default=2e-4
+        Of the generator (Adam).
+    adversary_learning_rate : float, default=0.05
+        Of the batch classifiers on features. At the published 0.05 some of them often stay at chance.
+    n_subsets : int, default=4
+        Batch classifiers, each on its own subset of the features.
+    feature_minibatch_size, image_minibatch_size : int, default=32, 500
+        Of the fits of the classifiers of features and of images.
+    """
+
+    plan: ClassVar[str] = "skbegan.core.plans.published"
+    aligns_profile: ClassVar[bool] = False
+
+    learning_rate: float = parameter(2e-4, RATE)
+    adversary_learning_rate: float = parameter(0.05, RATE)
+    n_subsets: int = parameter(4, Count(1))
+    feature_minibatch_size: int = parameter(32, Count(2))
+    image_minibatch_size: int = parameter(500, Count(2))
+
+
+@dataclass(frozen=True)
+class Removal:
+    """Stage 2: what all methods share. `batch_weight` and its like are the estimator's names of the weights."""
+
+    epochs: int = parameter(300, Count(0), "removal_epochs")
+    refresh_epochs: int = parameter(5, Count(1))
+    classifier_epochs: int = parameter(100, Count(1))
+    adversarial: float = parameter(0.1, WEIGHT, "adversarial_weight")
+    image: float = parameter(30.0, WEIGHT, "image_weight")
+    cell_type: float = parameter(1.0, WEIGHT, "cell_type_weight")
+    cell_type_image: float = parameter(1.0, WEIGHT, "cell_type_image_weight")
+    batch: float = parameter(1.0, WEIGHT, "batch_weight")
+    batch_image: float = parameter(4.0, WEIGHT, "batch_image_weight")
+    batch_target: str = parameter("conditional", Choice(("conditional", "uniform", "reference")))
+    reference_batch: Any = parameter(None, Anything())
+    discriminator_learning_rate: float = parameter(1e-4, RATE)
+    classifier_learning_rate: float = parameter(1e-3, RATE)
+    minibatch_size: int = parameter(64, Count(2))
+    augment: bool = parameter(True, Flag())
+    method: RemovalMethod = parameter(OnlineRemoval(), Instance("removal"), "removal")
+
+
+@dataclass(frozen=True)
+class ProfileAlignment(Parameters):
+    """Stage 3, on the finished generator: a small network makes the profile, and the batch is erased from images.
+
+    Parameters
+    ----------
+    matching : float, default=10.0
+        Weight, relative to `batch_weight`, of the maximum mean discrepancy (MMD) between the batches of a cell type
+        [1]_. 0 leaves the features as they are.
+    floor : float, default=0.03
+        The profile keeps the directions in which the features have at least this share of the variance of an average
+        direction. Fainter ones hold little but the batch. Greater values leave a profile of fewer independent numbers.
+    image_erasure : bool, default=True
+        Erase from the predicted images the directions in which the batches of a cell type have different means (after
+        LEACE [2]_; only with a positive `batch_image_weight`).
+    cell_type : float, default=2.0
+        Weight, relative to `cell_type_weight`, of the cross-entropy of a linear classifier of the cell type.
+    correction : float, default=0.3
+        Weight of the squared distance by which the network moves cells.
+    learning_rate : float, default=3e-3
+        Falls to 0 over the second half.
+    weight_decay : float, default=0.3
+        Of the network, relative to the learning rate; keeps it from overfitting to the training cells.
+    steps : int, default=900
+        At most; no more than stage 2 had.
+    hidden : int, default=128
+        Width of the network.
+    views : int, default=8
+        Orientations of each cell that it is fitted on (with ``augment=True``).
+    kernel_widths : tuple of float, default=(0.1, 0.3, 1.0, 3.0)
+        Of the Gaussian kernels of the MMD: of the squared distance, in units of its median within the type.
+    ridge : float, default=0.1
+        Of the variance of a standardised feature, in the metric of the kernels.
+    matching_shares : tuple of float, default=(1.0, 0.25, 0.05)
+        Shares of `matching` that are tried in turn until no cell type falls to chance.
+
+    References
+    ----------
+    .. [1] Gretton et al., "A kernel two-sample test", Journal of Machine Learning Research 13, 2012.
+    .. [2] Belrose et al., "LEACE: perfect linear concept erasure in closed form", NeurIPS 2023.
+    """
+
+    matching: float = parameter(10.0, WEIGHT)
+    floor: float = parameter(0.03, SHARE)
+    image_erasure: bool = parameter(True, Flag())
+    cell_type: float = parameter(2.0, WEIGHT)
+    correction: float = parameter(0.3, WEIGHT)
+    learning_rate: float = parameter(3e-3, RATE)
+    weight_decay: float = parameter(0.3, WEIGHT)
+    steps: int = parameter(900, Count(0))
+    hidden: int = parameter(128, Count(1))
+    views: int = parameter(8, Count(1))
+    kernel_widths: tuple[float, ...] = parameter((0.1, 0.3, 1.0, 3.0), Numbers())
+    ridge: float = parameter(0.1, RATE)
+    matching_shares: tuple[float, ...] = parameter((1.0, 0.25, 0.05), Numbers())
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """Where and how a fit runs; nothing here is part of what is learned, but for the precision."""
+
+    device: Any = parameter("auto", Anything())
+    precision: str = parameter("auto", Choice(("auto", "float32", "bfloat16", "float64")))
+    compile: bool = parameter(False, Flag())
+    inference: str = parameter("population", Choice(("population", "minibatch")))
+    memory: Any = parameter(None, Anything())
+    warm_start: bool = parameter(False, Flag())
+    callback: Callable[[Any], bool | None] | None = parameter(None, Function())
+    checkpoint_dir: Any = parameter(None, Folder())
+    verbose: int = parameter(0, Count(0))
+
+
+@dataclass(frozen=True)
+class Config:
+    """All parameters of a fit."""
+
+    architecture: Architecture = Architecture()
+    pretraining: Pretraining = Pretraining()
+    removal: Removal = Removal()
+    profile: ProfileAlignment = ProfileAlignment()
+    runtime: Runtime = Runtime()
+    validation_fraction: float = parameter(0.1, Number(high=0.9))
+
+    @classmethod
+    def of(cls, parameters: Mapping[str, Any]) -> Config:
+        """Return the parameters of the estimator, checked.
+
+        Parameters
+        ----------
+        parameters : mapping of str to object
+            What ``get_params(deep=False)`` of the estimator returns.
+
+        Raises
+        ------
+        TypeError, ValueError
+            With the parameter's name, what it may be and what was found.
+        """
+        return cls(
+            architecture=_stage(Architecture, parameters),
+            pretraining=_stage(Pretraining, parameters),
+            removal=_stage(Removal, parameters),
+            profile=Instance("profile")("profile", parameters["profile"]),
+            runtime=_stage(Runtime, parameters),
+            validation_fraction=Number(high=0.9)("validation_fraction", parameters["validation_fraction"]),
+        )
+
+    @property
+    def learned(self) -> Config:
+        """The same without what says where and how it runs: what a fitted model keeps."""
+        return dataclasses.replace(self, runtime=Runtime(precision=self.runtime.precision))
+
+
+def _stage(stage: type[Any], parameters: Mapping[str, Any]) -> Any:
+    values = {}
+    for field in dataclasses.fields(stage):
+        name = field.name if field.metadata["name"] is None else field.metadata["name"]
+        if name:
+            values[field.name] = field.metadata["rule"](name, parameters[name])
+    return stage(**values)
+
+
+def _instances(cls: type[Any]) -> list[type[Any]]:
+    return [cls] if not cls.__subclasses__() else cls.__subclasses__()
+
+
+_KINDS: dict[str, type[Parameters]] = {"removal": RemovalMethod, "profile": ProfileAlignment}
+
+PUBLISHED: dict[str, Any] = {
+    "base_width": 64,
+    "n_features": 512,
+    "pretrain_epochs": 100,
+    "pretrain_image_weight": 100.0,
+    "removal_epochs": 300,
+    "refresh_epochs": 5,
+    "classifier_epochs": 100,
+    "adversarial_weight": 1.0,
+    "cell_type_weight": 100.0,
+    "cell_type_image_weight": 100.0,
+    "batch_weight": 100.0,
+    "batch_image_weight": 100.0,
+    "image_weight": 300.0,
+    "batch_target": "reference",
+    "removal": PublishedRemoval(),
+    "learning_rate": 2e-4,
+    "discriminator_learning_rate": 1e-4,
+    "classifier_learning_rate": 1e-3,
+    "minibatch_size": 10,
+    "augment": False,
+    "standardize": False,
+    "precision": "float32",
+}
+"""Parameters that reproduce the original recipe: ``BeGANTransformer(**PUBLISHED)``."""

@@ -1,0 +1,203 @@
+"""Where and how to compute: device, precision, random streams, optimizers, and the one place that steps them."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import platform
+from collections.abc import Iterable, Iterator, Mapping
+from typing import NamedTuple, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+Network = TypeVar("Network", bound=nn.Module)
+MIN_BFLOAT16_WIDTH = 32  # of networks that a CPU may run in bfloat16: in narrower ones conversions eat the gain
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
+
+
+def resolve_device(device: str | torch.device) -> torch.device:
+    """Return the device that ``"auto"`` stands for here, or `device` itself when this machine has it.
+
+    Raises
+    ------
+    ValueError
+        When `device` is unknown to PyTorch, neither a CPU nor a CUDA device, or absent from this machine.
+    """
+    if isinstance(device, str) and device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        resolved = torch.device(device)
+    except (RuntimeError, TypeError) as error:
+        raise ValueError(f"device={device!r} is no PyTorch device; use 'auto', 'cpu' or 'cuda'") from error
+    if resolved.type not in ("cpu", "cuda"):
+        raise ValueError(f"device={device!r} is not supported; use 'auto', 'cpu' or 'cuda'")
+    if resolved.type == "cuda":
+        if not torch.cuda.is_available():
+            raise ValueError(f"device={device!r} was asked for but PyTorch sees no CUDA here; use 'auto' or 'cpu'")
+        if (resolved.index or 0) >= torch.cuda.device_count():
+            raise ValueError(f"device={device!r} was asked for but there are {torch.cuda.device_count()} CUDA devices")
+    return resolved
+
+
+def resolve_precision(precision: str, device: torch.device, base_width: int) -> torch.dtype:
+    """Return the dtype of the networks' arithmetic.
+
+    Parameters
+    ----------
+    precision : {"auto", "float32", "bfloat16", "float64"}
+        ``"auto"`` is bfloat16 on CUDA cards that have it, and for wide networks on CPUs with units for it.
+    device : torch.device
+    base_width : int
+        Of the networks.
+    """
+    if precision == "auto":
+        if device.type == "cuda":
+            has = torch.cuda.is_bf16_supported(including_emulation=False)
+        else:
+            has = base_width >= MIN_BFLOAT16_WIDTH and has_bfloat16_units()
+        return torch.bfloat16 if has else torch.float32
+    return _DTYPES[precision]
+
+
+@functools.cache
+def has_bfloat16_units() -> bool:
+    """Ask the CPU whether it multiplies in bfloat16; others emulate it, which is slower than float32."""
+    if platform.machine().lower() in ("arm64", "aarch64"):
+        asked = getattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", None)
+        return bool(asked is not None and asked())
+    names = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+    return any(getattr(torch.cpu, name)() for name in names if hasattr(torch.cpu, name))
+
+
+@contextlib.contextmanager
+def undisturbed() -> Iterator[None]:
+    """Within it PyTorch computes as it does by default, whatever the caller has set for networks of their own."""
+    with (
+        torch.inference_mode(False),
+        torch.enable_grad(),
+        torch.autocast("cpu", enabled=False),
+        torch.autocast("cuda", enabled=False),
+    ):
+        yield
+
+
+def autocast(device: torch.device, dtype: torch.dtype) -> contextlib.AbstractContextManager[object]:
+    """Context in which the networks compute in bfloat16; nothing for the full precisions."""
+    if dtype is torch.bfloat16:
+        # Without the cache of converted weights: it is emptied when the outermost context ends, and this one is within
+        # that of `undisturbed`, so that a fit would go on with the weights of its first step.
+        return torch.autocast(device.type, dtype, cache_enabled=False)
+    return contextlib.nullcontext()
+
+
+def new_rng(seed: int, device: torch.device | str = "cpu") -> torch.Generator:
+    """Return a generator of random numbers of its own, which leaves the global one alone."""
+    return torch.Generator(device=device).manual_seed(seed)
+
+
+def place(network: Network, device: torch.device, dtype: torch.dtype) -> Network:
+    """Move a network to its device, with weights in float32 (or float64) and in channels-last layout."""
+    weights = torch.float64 if dtype is torch.float64 else torch.float32
+    network.to(device=device, dtype=weights)
+    return network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+
+class Adam(torch.optim.Adam):
+    """Adam with beta1 0.5, beta2 0.999 and Keras' place for epsilon, in torch's fused kernel.
+
+    Keras' update is ``lr * sqrt(1 - b2**t) / (1 - b1**t) * m / (sqrt(v) + eps)``. Torch's adds epsilon after the bias
+    correction of ``v``; the two agree when torch is given ``eps / sqrt(1 - b2**t)``, so that is what each step gets.
+
+    Parameters
+    ----------
+    parameters : iterable of Tensor
+    learning_rate : float
+    """
+
+    BETAS = (0.5, 0.999)
+    EPSILON = 1e-7
+
+    def __init__(self, parameters: Iterable[Tensor], learning_rate: float) -> None:
+        super().__init__(parameters, lr=learning_rate, betas=self.BETAS, eps=self.EPSILON, fused=True)
+        for group in self.param_groups:
+            group["n_steps"] = 0
+
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        for group in self.param_groups:
+            group["n_steps"] += 1
+            group["eps"] = self.EPSILON / (1.0 - self.BETAS[1] ** group["n_steps"]) ** 0.5
+        super().step(closure)
+
+    @property
+    def learning_rate(self) -> float:
+        return float(self.param_groups[0]["lr"])
+
+    @learning_rate.setter
+    def learning_rate(self, learning_rate: float) -> None:
+        for group in self.param_groups:
+            group["lr"] = learning_rate
+
+
+class Engine:
+    """Device, precision, random streams and optimizers of a stage.
+
+    Every loss of the package goes through :meth:`descend`: what several processes have to exchange passes here.
+
+    Parameters
+    ----------
+    device : torch.device
+    dtype : torch.dtype, default=torch.float32
+        Arithmetic of the networks, see :func:`resolve_precision`.
+    seeds : mapping of str to int, optional
+        Of the random streams: ``"weights"``, ``"order"``, ``"dropout"``, ``"classifiers"``, as the stage needs them.
+
+    Attributes
+    ----------
+    rngs : dict of str to torch.Generator
+        ``"dropout"`` draws on the device, the others on the CPU.
+    optimizers : dict of str to Adam
+    """
+
+    def __init__(
+        self, device: torch.device, dtype: torch.dtype = torch.float32, seeds: Mapping[str, int] | None = None
+    ) -> None:
+        self.device, self.dtype = device, dtype
+        self.rngs = {
+            name: new_rng(seed, device if name == "dropout" else "cpu") for name, seed in (seeds or {}).items()
+        }
+        self.optimizers: dict[str, Adam] = {}
+
+    def place(self, network: Network) -> Network:
+        """Move a network to the device, see :func:`place`."""
+        return place(network, self.device, self.dtype)
+
+    def autocast(self) -> contextlib.AbstractContextManager[object]:
+        """Context in which networks compute in the engine's precision."""
+        return autocast(self.device, self.dtype)
+
+    def optimize(self, name: str, parameters: Iterable[Tensor], learning_rate: float) -> None:
+        """Give parameters a new optimizer, in place of an earlier one of that name."""
+        self.optimizers[name] = Adam(parameters, learning_rate)
+
+    def descend(self, name: str, loss: Tensor) -> None:
+        """Take one step of an optimizer down the gradient of a loss."""
+        optimizer = self.optimizers[name]
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        optimizer.step()
+
+    def apart(self) -> Engine:
+        """Return an engine of the same device and precision for a fit of its own within the stage."""
+        return Engine(self.device, self.dtype)
+
+
+class Event(NamedTuple):
+    """Something that happened in a stage and that a user should know; `warns` says whether to warn of it."""
+
+    stage: str
+    message: str
+    warns: bool = True
+
+    def __str__(self) -> str:
+        return f"{self.stage}: {self.message}"

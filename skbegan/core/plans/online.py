@@ -1,0 +1,464 @@
+"""Stage 2, the default: adversaries trained along read the batch, and the generator learns to leave them nothing.
+
+What differs from the published procedure (:mod:`skbegan.core.plans.published`), and why: the published classifiers are
+frozen while the generator trains, so that it moves cells across fixed boundaries and a fresh probe still reads the
+batch. Here the adversaries see all features and the cell type, are updated at every step and renewed in turn, and the
+fool target is what anyone could say of the batch from the cell type alone. Two losses without an opponent do most of
+the work: the batches of a type are pulled together where a linear probe would tell them apart, and a cell is to have
+the same profile in whatever batch style it is shown (see :mod:`skbegan.data.style`).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from skbegan.config import Config, OnlineRemoval, Removal
+from skbegan.core.classifiers import CELL_TYPE_HIDDEN, FeatureClassifier, ImageClassifier, fit_classifier
+from skbegan.core.engine import Engine, Event
+from skbegan.core.losses import (
+    Activity,
+    BatchAlignment,
+    Losses,
+    active_share,
+    decorrelation,
+    invariance,
+    positive,
+    standardised,
+    weighted_sum,
+)
+from skbegan.core.networks import Discriminator, Generator, frozen, new_network, untracked
+from skbegan.core.plans.pretraining import ConditionalGAN, Start, networks_of
+from skbegan.data.cells import Cells, Minibatch, symmetry
+from skbegan.data.sampler import shuffled
+from skbegan.data.style import BatchStyles
+from skbegan.design import Design
+
+ADVERSARY_HIDDEN = (256, 128)
+KNOWN_CELLS = 16384  # at most, whose features a new adversary learns from: memory does not grow with the data
+DEAD_SHARE = 0.05  # fewer active features than this share of all is a dead bottleneck
+RAMPED = ("batch", "batch_image", "alignment")
+
+
+class MovingAverage:
+    """Exponential moving average (EMA) of a network's parameters.
+
+    Parameters
+    ----------
+    decay : float
+        Per step; 0 averages nothing.
+    """
+
+    def __init__(self, decay: float) -> None:
+        self.decay = decay
+        self.values: list[Tensor] = []
+        self.n_updates = 0
+
+    @torch.no_grad()
+    def update(self, network: nn.Module) -> None:
+        """Take in the parameters as they are now."""
+        if self.decay == 0:
+            return
+        weights: list[Tensor] = list(network.parameters())
+        if not self.values:
+            self.values = [weight.detach().clone() for weight in weights]
+        # A short memory at first, so that the average does not drag the start along.
+        decay = min(self.decay, self.n_updates / (self.n_updates + 10.0))
+        torch._foreach_lerp_(self.values, weights, 1.0 - decay)
+        self.n_updates += 1
+
+
+class OnlinePlan(ConditionalGAN):
+    """Stage 2 with adversaries trained along, as the training loop sees it.
+
+    Parameters
+    ----------
+    config : Removal
+    method : OnlineRemoval
+    base_width : int
+        Of the image classifiers.
+    generator : Generator
+    discriminator : Discriminator
+        Where stage 1 left them.
+    design : Design
+        Of the training cells.
+    styles : BatchStyles
+        Of the training cells; draws from the stream ``"order"``.
+    engine : Engine
+        With the streams ``"order"``, ``"dropout"`` and ``"classifiers"``.
+    """
+
+    name = "batch_removal"
+    leak = 0.1
+
+    def __init__(
+        self,
+        config: Removal,
+        method: OnlineRemoval,
+        base_width: int,
+        generator: Generator,
+        discriminator: Discriminator,
+        design: Design,
+        styles: BatchStyles,
+        engine: Engine,
+    ) -> None:
+        super().__init__(
+            generator,
+            discriminator,
+            engine,
+            learning_rate=method.learning_rate,
+            discriminator_learning_rate=config.discriminator_learning_rate,
+        )
+        self.config, self.method, self.design, self.styles = config, method, design, styles
+        self.targets = torch.from_numpy(design.fool_targets(config.batch_target)).to(engine.device)
+        # Rows of it are one-hot cell types; torch's one_hot looks at the values first, and so waits for them.
+        self.one_hot = torch.eye(design.n_cell_types, device=engine.device)
+        self.n_features = int(generator.bottleneck.out_channels)
+        several_types = design.n_cell_types > 1
+        self.weights = positive(
+            {
+                "adversarial": config.adversarial,
+                "image": config.image,
+                "cell_type": config.cell_type if several_types else 0.0,
+                "cell_type_image": config.cell_type_image if several_types else 0.0,
+                "batch": config.batch,
+                "batch_image": config.batch_image,
+                "alignment": config.batch * method.alignment,
+                "invariance": method.invariance,
+                "activity": method.activity,
+                "decorrelation": method.decorrelation,
+            }
+        )
+        self.learning_rates = {
+            "classifier": config.classifier_learning_rate,
+            "adversary": method.adversary_learning_rate,
+        }
+        # Classifiers of the cell type help the generator; adversaries, which read the batch, work against it.
+        self.classifiers, self.adversaries = self._new_classifiers(base_width)
+        self.networks |= self.classifiers | self.adversaries
+        self._optimize_classifiers()
+        memory = max(1024, 4 * self.n_features)  # enough cells for a covariance of the features
+        n_batches, n_types = design.n_batches, design.n_cell_types
+        self.alignment = BatchAlignment(n_batches, n_types, memory) if "alignment" in self.weights else None
+        self.activity: Activity | None = None
+        self.average = MovingAverage(method.averaging)
+
+    # One step -----------------------------------------------------------------------------------------------------
+
+    def step(self, cells: Minibatch, progress: float) -> Losses:
+        """One step: views, generate, update discriminator and classifiers, then the generator with all else frozen."""
+        weights = self.weights_at(progress)
+        cells, second = self.views(cells)
+        image, features = self.generate(cells.source, self.engine.rngs["dropout"])
+        losses: Losses = {}
+        if "adversarial" in weights:
+            losses |= self.update_discriminator(cells, image)
+        losses |= self.update_classifiers(cells, image, features)
+        if self.alignment is not None:
+            self.alignment.remember(cells, features)
+        readers = [*self.classifiers.values(), *self.adversaries.values()]
+        with frozen(self.discriminator), frozen(*readers, batch_statistics=True):
+            losses |= self.generator_losses(cells, image, features)
+            if self.alignment is not None:
+                losses["alignment"] = self.alignment.loss(cells, features)
+            if second is not None:
+                losses["invariance"] = invariance(features, self.encode(second))
+            if "decorrelation" in weights:
+                losses["decorrelation"] = decorrelation(features)
+            if self.activity is not None:
+                losses["activity"] = self.activity.loss(features)
+            losses["total"] = weighted_sum(losses, weights)
+            self.engine.optimizers["generator"].learning_rate = self.learning_rate * self.decay_at(progress)
+            self.engine.descend("generator", losses["total"])
+        self.average.update(self.generator)
+        return losses
+
+    def views(self, cells: Minibatch) -> tuple[Minibatch, Tensor | None]:
+        """Return the cells in batch styles and random orientation, and the brightfields of their second view."""
+        method, rng = self.method, self.engine.rngs["order"]
+        turned = (lambda cells: symmetry(cells, rng)) if self.config.augment else (lambda cells: cells)
+        target = self.styles.target(cells, method.style_share)
+        source = self.styles.source(cells, method.brightfield_style_share)
+        first = turned(replace(cells, source=source, target=target))
+        if "invariance" not in self.weights:
+            return first, None
+        other = self.styles.source(cells, method.style_share)
+        return first, turned(replace(cells, source=other)).source
+
+    def weights_at(self, progress: float) -> dict[str, float]:
+        """Return the weights of the losses: those that remove the batch rise from 0 over the ramp."""
+        ramp = min(1.0, progress / self.method.ramp) if self.method.ramp else 1.0
+        return {name: ramp * weight if name in RAMPED else weight for name, weight in self.weights.items()}
+
+    def decay_at(self, progress: float) -> float:
+        """Return the share of the generator's learning rate: it falls to 0 over the last part of the stage."""
+        return min(1.0, (1.0 - progress) / self.method.decay) if self.method.decay else 1.0
+
+    def encode(self, source: Tensor) -> Tensor:
+        """Return features in full precision."""
+        with self.engine.autocast():
+            features = self.generator.encode(source, self.leak)[0]
+        return features.to(source.dtype)
+
+    def generator_losses(self, cells: Minibatch, image: Tensor, features: Tensor) -> Losses:
+        """Return the losses of the generator that need the discriminator and the classifiers, unweighted."""
+        losses = self.image_losses(cells, image, self.weights)
+        for name, network in self.classifiers.items():
+            logits = self.logits(name, network, image, features, cells.cell_type)
+            losses[name] = F.cross_entropy(logits, cells.cell_type)
+        target = self.targets[cells.cell_type].to(features.dtype)
+        for name, network in self.adversaries.items():
+            # The divergence from the target: zero means that the adversary can say no more than the cell type does.
+            logits = self.logits(name, network, image, features, cells.cell_type)
+            loss = F.kl_div(F.log_softmax(logits, 1), target, reduction="batchmean")
+            if name.endswith("image"):
+                losses["batch_image"] = loss
+            else:
+                losses["batch"] = losses.get("batch", 0.0) + loss / len(self.feature_adversaries())
+        return losses
+
+    def update_classifiers(self, cells: Minibatch, image: Tensor, features: Tensor) -> Losses:
+        """Update all classifiers once and the feature adversaries `adversary_steps` times; the generator stays."""
+        image, features = image.detach(), features.detach()
+        losses: Losses = {}
+        for repeat in range(self.method.adversary_steps):
+            readers = self.feature_adversaries() if repeat else self.classifiers | self.adversaries
+            for name, network in readers.items():
+                truth = cells.cell_type if name in self.classifiers else cells.batch
+                loss = F.cross_entropy(self.logits(name, network, image, features, cells.cell_type), truth)
+                self.engine.descend(name, loss)
+                losses[name if name in self.adversaries else f"{name}_classifier"] = loss
+        return losses
+
+    def logits(self, name: str, network: nn.Module, image: Tensor, features: Tensor, cell_type: Tensor) -> Tensor:
+        """Return a classifier's logits; adversaries also see the cell type, so that it excuses no batch signal."""
+        seen = image if name.endswith("image") else standardised(features)
+        with self.engine.autocast():
+            if name in self.classifiers:
+                logits = network(seen)
+            else:
+                logits = network(seen, self.one_hot[cell_type].to(seen.dtype))
+        in_full: Tensor = logits.to(seen.dtype)
+        return in_full
+
+    def validate(self, cells: Minibatch) -> Losses:
+        """Return the generator's losses on held-out cells, and how many features are active."""
+        readers = [*self.classifiers.values(), *self.adversaries.values()]
+        with (
+            torch.no_grad(),
+            untracked(self.generator),
+            frozen(self.discriminator),
+            frozen(*readers, batch_statistics=True),
+        ):
+            image, features = self.generate(cells.source, None)
+            losses = self.generator_losses(cells, image, features)
+            losses["total"] = weighted_sum(losses, self.weights)
+            losses["active_features"] = active_share(features)
+        return losses
+
+    # What is kept -------------------------------------------------------------------------------------------------
+
+    def candidate(self) -> dict[str, Tensor]:
+        """Return the generator with averaged weights: the game with the adversaries makes the last ones wander."""
+        state = super().candidate()
+        for (name, _), average in zip(self.generator.named_parameters(), self.average.values, strict=False):
+            state[name] = average.clone()
+        return state
+
+    def merit(self, losses: Mapping[str, float], progress: float) -> float:
+        """The last generator that is alive is kept.
+
+        No loss of the game can choose better: the adversaries lag behind, and how much a fresh probe reads falls as the
+        learning rate does. On simulated cells the epoch of the smallest validation loss left a linear leakage of 0.90,
+        the last epoch 0.68.
+        """
+        share = losses["active_features"]
+        if share >= DEAD_SHARE:
+            return -progress
+        message = (
+            f"only {share:.1%} of the features are active in some epochs, which are not kept; "
+            "lower batch_weight or raise the weight of activity"
+        )
+        if not any("of the features are active" in event.message for event in self.events):
+            self.events.append(Event(self.name, message))
+        return math.inf
+
+    # Fresh adversaries --------------------------------------------------------------------------------------------
+
+    def begin_epoch(self, epoch: int, cells: Cells) -> None:
+        """Warm up the classifiers before the first epoch, and renew the oldest adversary every so many."""
+        if epoch == 0:
+            self.warm_up(cells)
+        elif epoch % self.config.refresh_epochs == 0 and "batch" in self.weights:
+            names = list(self.feature_adversaries())
+            self.renew(names[(epoch // self.config.refresh_epochs - 1) % len(names)], cells)
+
+    def feature_adversaries(self) -> dict[str, nn.Module]:
+        """Return the adversaries that read the features."""
+        return {name: network for name, network in self.adversaries.items() if not name.endswith("image")}
+
+    def warm_up(self, cells: Cells) -> None:
+        """Train the classifiers alone, and note how active the features are."""
+        if "activity" in self.weights:
+            self.activity = Activity(self._features(cells)[0])
+        for _ in range(self.method.warmup_epochs):
+            for minibatch in shuffled(cells, self.config.minibatch_size, self.engine.rngs["classifiers"]):
+                minibatch, _ = self.views(minibatch)
+                with torch.no_grad(), untracked(self.generator):
+                    image, features = self.generate(minibatch.source, self.engine.rngs["dropout"])
+                self.update_classifiers(minibatch, image, features)
+
+    def renew(self, name: str, cells: Cells) -> None:
+        """Replace one feature adversary by a new one, fitted to the features as they are now."""
+        features, chosen = self._features(cells)
+        features = standardised(features)
+        condition = self.one_hot[cells.cell_type[chosen]].to(features.dtype)
+        network, rate = self.adversaries[name], self.learning_rates["adversary"]
+        for attempt in range(3):
+            fresh = self.engine.place(self._new_adversary())
+            fit = fit_classifier(
+                fresh,
+                features,
+                cells.batch[chosen],
+                learning_rate=rate / 2**attempt,
+                epochs=max(1, 4 * self.method.warmup_epochs),
+                minibatch_size=64,
+                rng=self.engine.rngs["classifiers"],
+                engine=self.engine,
+                condition=condition,
+            )
+            if math.isfinite(fit.cross_entropy[0]) and not _is_dead(fresh, features, condition):
+                break
+            self.events.append(Event(self.name, "a new adversary did not learn and was started again", warns=False))
+        network.load_state_dict(fresh.state_dict())
+        self.engine.optimize(name, network.parameters(), rate)
+
+    @torch.no_grad()
+    def _features(self, cells: Cells) -> tuple[Tensor, Tensor]:
+        """Return features of cells spread evenly over all, at most `KNOWN_CELLS`, and which cells they are."""
+        chosen = torch.linspace(0, len(cells) - 1, min(len(cells), KNOWN_CELLS), dtype=torch.float64).round().long()
+        with untracked(self.generator), self.engine.autocast():
+            parts = chosen.tensor_split(-(-len(chosen) // max(64, self.config.minibatch_size)))
+            features = torch.cat([self.generator.encode(cells.take(part).source)[0] for part in parts])
+        dtype = torch.float64 if self.engine.dtype is torch.float64 else torch.float32
+        return features.to(dtype), chosen.to(self.engine.device)
+
+    def _new_adversary(self) -> nn.Module:
+        return new_network(
+            FeatureClassifier,
+            self.n_features,
+            self.design.n_batches,
+            ADVERSARY_HIDDEN,
+            n_conditions=self.design.n_cell_types,
+            rng=self.engine.rngs["classifiers"],
+        )
+
+    def _new_classifiers(self, base_width: int) -> tuple[dict[str, nn.Module], dict[str, nn.Module]]:
+        """Return classifiers of the cell type, and adversaries, for the losses that have a weight."""
+        n_types, rng, side = self.design.n_cell_types, self.engine.rngs["classifiers"], self.generator.side
+        image: dict[str, Any] = {
+            "base_width": base_width,
+            "in_channels": self.generator.to_image.out_channels,
+            "rng": rng,
+        }
+        classifiers: dict[str, nn.Module] = {}
+        adversaries: dict[str, nn.Module] = {}
+        if "cell_type" in self.weights:
+            classifiers["cell_type"] = new_network(
+                FeatureClassifier, self.n_features, n_types, CELL_TYPE_HIDDEN, rng=rng
+            )
+        if "cell_type_image" in self.weights:
+            classifiers["cell_type_image"] = new_network(ImageClassifier, side, n_types, **image)
+        if "batch" in self.weights:
+            for index in range(self.method.n_adversaries):
+                adversaries[f"batch_adversary_{index + 1}"] = self._new_adversary()
+        if "batch_image" in self.weights:
+            adversaries["batch_adversary_image"] = new_network(
+                ImageClassifier, side, self.design.n_batches, n_conditions=n_types, **image
+            )
+        placed = ({name: self.engine.place(n) for name, n in group.items()} for group in (classifiers, adversaries))
+        return next(placed), next(placed)
+
+    def _optimize_classifiers(self) -> None:
+        for name, network in self.classifiers.items():
+            self.engine.optimize(name, network.parameters(), self.learning_rates["classifier"])
+        for name, network in self.adversaries.items():
+            self.engine.optimize(name, network.parameters(), self.learning_rates["adversary"])
+
+    # Going on and going back --------------------------------------------------------------------------------------
+
+    def state(self) -> dict[str, Any]:
+        """Return what a resumed run needs besides networks, optimizers and random generators."""
+        return {
+            **super().state(),
+            "learning_rates": self.learning_rates,
+            "alignment": None if self.alignment is None else self.alignment.state(),
+            "activity": None if self.activity is None else self.activity.state(),
+            "average": list(self.average.values),
+            "n_averaged": self.average.n_updates,
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Take up what :meth:`state` returned."""
+        super().restore(state)
+        device = self.engine.device
+        self.learning_rates = dict(state["learning_rates"])
+        if self.alignment is not None:
+            self.alignment.restore(state["alignment"], device)
+        if state["activity"] is not None:
+            self.activity = Activity.restored(state["activity"], device)
+        self.average.values = [average.to(device) for average in state["average"]]
+        self.average.n_updates = state["n_averaged"]
+
+    def soften(self) -> None:
+        """Forget momenta, average and the memory of the alignment, and halve the learning rates."""
+        super().soften()
+        self.learning_rates = {name: rate / 2 for name, rate in self.learning_rates.items()}
+        self.average = MovingAverage(self.method.averaging)
+        if self.alignment is not None:
+            self.alignment.forget()
+        self._optimize_classifiers()
+
+
+@torch.no_grad()
+def _is_dead(network: nn.Module, features: Tensor, condition: Tensor) -> bool:
+    """Whether a classifier's answer does not depend on the cell at all: its ReLUs have died."""
+    features = features[:256]
+    logits = network(features, condition[:1].expand(len(features), -1))
+    return bool(logits.std(0).max() < 1e-6)
+
+
+def build(config: Config, cells: Cells, design: Design, engine: Engine, start: Start) -> OnlinePlan:
+    """Return stage 2 with online adversaries, ready to be run.
+
+    Parameters
+    ----------
+    config : Config
+        With ``removal.method`` an OnlineRemoval.
+    cells : Cells
+        Training cells, whose batch styles are measured.
+    design : Design
+        Of the training cells.
+    engine : Engine
+        With the streams ``"order"``, ``"dropout"`` and ``"classifiers"``.
+    start : Start
+        Where stage 1 ended.
+    """
+    method = config.removal.method
+    if not isinstance(method, OnlineRemoval):
+        raise TypeError(f"this plan is for OnlineRemoval, got {type(method).__name__}")
+    networks = networks_of(start, config.architecture, cells, engine)
+    styles = BatchStyles(
+        cells,
+        design,
+        engine.rngs["order"],
+        unseen_share=method.unseen_style_share,
+        unseen_spread=method.unseen_style_spread,
+    )
+    return OnlinePlan(config.removal, method, config.architecture.base_width, *networks, design, styles, engine)

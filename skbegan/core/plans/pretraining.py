@@ -1,0 +1,231 @@
+"""Stage 1, pretraining: pix2pix, a conditional GAN that predicts the target image from the brightfield."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from skbegan.config import Architecture, Config, Pretraining
+from skbegan.core.engine import Engine, Event
+from skbegan.core.losses import Losses, positive, real_or_fake, weighted_sum
+from skbegan.core.networks import (
+    Discriminator,
+    Generator,
+    Weights,
+    from_numpy,
+    frozen,
+    generator_of,
+    new_network,
+    scale_last_layer,
+    snapshot,
+    untracked,
+    without_outputs,
+)
+from skbegan.data.cells import Cells, Minibatch, symmetry
+from skbegan.design import Design
+
+
+class Start(NamedTuple):
+    """Weights that a stage starts from."""
+
+    generator: Weights
+    discriminator: Weights
+
+
+class ConditionalGAN:
+    """A generator, its discriminator, and what the steps of all stages that train them share.
+
+    Parameters
+    ----------
+    generator : Generator
+    discriminator : Discriminator
+        On the device.
+    engine : Engine
+        With the streams ``"order"`` and ``"dropout"``.
+    learning_rate, discriminator_learning_rate : float
+    """
+
+    name: str
+    leak = 0.0  # of the bottleneck's ReLU, in the gradient alone
+
+    def __init__(
+        self,
+        generator: Generator,
+        discriminator: Discriminator,
+        engine: Engine,
+        *,
+        learning_rate: float,
+        discriminator_learning_rate: float,
+    ) -> None:
+        self.generator: Generator = generator.train()
+        self.discriminator: Discriminator = discriminator.train()
+        self.engine = engine
+        self.learning_rate = learning_rate
+        self.discriminator_learning_rate = discriminator_learning_rate
+        self.networks: dict[str, nn.Module] = {"generator": generator, "discriminator": discriminator}
+        self.events: list[Event] = []
+        engine.optimize("generator", generator.parameters(), learning_rate)
+        engine.optimize("discriminator", discriminator.parameters(), discriminator_learning_rate)
+
+    def generate(self, source: Tensor, rng: torch.Generator | None) -> tuple[Tensor, Tensor]:
+        """Return image and features in full precision; dropout acts when `rng` is given."""
+        with self.engine.autocast():
+            image, features = self.generator(source, rng, self.leak)
+        return image.to(source.dtype), features.to(source.dtype)
+
+    def judge(self, source: Tensor, image: Tensor) -> Tensor:
+        """Return the discriminator's patch logits."""
+        with self.engine.autocast():
+            logits: Tensor = self.discriminator(source, image)
+        return logits
+
+    def update_discriminator(self, cells: Minibatch, image: Tensor) -> Losses:
+        """Update the discriminator on the real and then on the generated image, each with half the cross-entropy."""
+        losses: Losses = {}
+        for name, target, real in (("real", cells.target, True), ("fake", image.detach(), False)):
+            loss = 0.5 * real_or_fake(self.judge(cells.source, target), real)
+            self.engine.descend("discriminator", loss)
+            losses[f"discriminator_{name}"] = loss
+        return losses
+
+    def image_losses(self, cells: Minibatch, image: Tensor, weights: Mapping[str, float]) -> Losses:
+        """Return the generator's losses on its image: fooling the discriminator, and mean absolute error."""
+        losses: Losses = {}
+        if "adversarial" in weights:
+            losses["adversarial"] = real_or_fake(self.judge(cells.source, image), True)
+        losses["image"] = F.l1_loss(image, cells.target)
+        return losses
+
+    def begin_epoch(self, epoch: int, cells: Cells) -> None:
+        """Nothing is due by default."""
+
+    def candidate(self) -> dict[str, Tensor]:
+        """Return a copy of the generator's state."""
+        return snapshot(self.generator)
+
+    def state(self) -> dict[str, Any]:
+        """Return what a resumed run needs besides networks, optimizers and random generators."""
+        return {"learning_rate": self.learning_rate, "discriminator_learning_rate": self.discriminator_learning_rate}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Take up what :meth:`state` returned."""
+        self.learning_rate = state["learning_rate"]
+        self.discriminator_learning_rate = state["discriminator_learning_rate"]
+
+    def soften(self) -> None:
+        """Forget the optimizers' momenta and halve the learning rates."""
+        self.learning_rate /= 2
+        self.discriminator_learning_rate /= 2
+        self.engine.optimize("generator", self.generator.parameters(), self.learning_rate)
+        self.engine.optimize("discriminator", self.discriminator.parameters(), self.discriminator_learning_rate)
+
+
+class PretrainingPlan(ConditionalGAN):
+    """Stage 1 as the training loop sees it.
+
+    Parameters
+    ----------
+    config : Pretraining
+    generator : Generator
+    discriminator : Discriminator
+    engine : Engine
+    """
+
+    name = "pretraining"
+
+    def __init__(self, config: Pretraining, generator: Generator, discriminator: Discriminator, engine: Engine) -> None:
+        super().__init__(
+            generator,
+            discriminator,
+            engine,
+            learning_rate=config.learning_rate,
+            discriminator_learning_rate=config.discriminator_learning_rate,
+        )
+        self.config = config
+        self.weights = positive({"adversarial": config.adversarial, "image": config.image})
+
+    def step(self, cells: Minibatch, progress: float) -> Losses:
+        """One step: generate, update the discriminator twice, update the generator.
+
+        The image is generated once and serves all three updates; the generator does not change in between.
+        """
+        if self.config.augment:
+            cells = symmetry(cells, self.engine.rngs["order"])
+        image, _ = self.generate(cells.source, self.engine.rngs["dropout"])
+        losses: Losses = {}
+        if "adversarial" in self.weights:
+            losses |= self.update_discriminator(cells, image)
+        with frozen(self.discriminator):
+            losses |= self.image_losses(cells, image, self.weights)
+            losses["total"] = weighted_sum(losses, self.weights)
+            self.engine.descend("generator", losses["total"])
+        return losses
+
+    def validate(self, cells: Minibatch) -> Losses:
+        """Return the generator's losses on held-out cells."""
+        with torch.no_grad(), untracked(self.generator), frozen(self.discriminator):
+            image, _ = self.generate(cells.source, None)
+            losses = self.image_losses(cells, image, self.weights)
+            losses["total"] = weighted_sum(losses, self.weights)
+        return losses
+
+    def merit(self, losses: Mapping[str, float], progress: float) -> float:
+        """The best generator of stage 1 has the smallest image error on all validation cells."""
+        return losses["image"]
+
+
+def new_discriminator(architecture: Architecture, cells: Cells, rng: torch.Generator) -> Discriminator:
+    """Return a new discriminator for the cells, on the CPU."""
+    channels = {"in_channels": cells.in_channels, "out_channels": cells.out_channels}
+    return new_network(Discriminator, base_width=architecture.base_width, rng=rng, **channels)
+
+
+def networks_of(
+    start: Start, architecture: Architecture, cells: Cells, engine: Engine
+) -> tuple[Generator, Discriminator]:
+    """Return the networks that a stage starts from, on the device."""
+    generator = generator_of(without_outputs(start.generator), engine.device, engine.dtype)
+    discriminator = engine.place(new_discriminator(architecture, cells, torch.Generator().manual_seed(0)))
+    return generator, from_numpy(discriminator, start.discriminator)
+
+
+def build(
+    config: Config, cells: Cells, design: Design | None, engine: Engine, start: Start | None = None
+) -> PretrainingPlan:
+    """Return stage 1, ready to be run.
+
+    Parameters
+    ----------
+    config : Config
+    cells : Cells
+        Training cells.
+    design : Design or None
+        Not used: stage 1 knows neither batch nor cell type.
+    engine : Engine
+        With the streams ``"weights"`` (for new networks), ``"order"`` and ``"dropout"``.
+    start : Start, optional
+        By default new networks.
+    """
+    architecture = config.architecture
+    if start is not None:
+        return PretrainingPlan(config.pretraining, *networks_of(start, architecture, cells, engine), engine)
+    rng = engine.rngs["weights"]
+    generator = engine.place(
+        new_network(
+            Generator,
+            cells.side,
+            base_width=architecture.base_width,
+            n_features=architecture.n_features,
+            in_channels=cells.in_channels,
+            out_channels=cells.out_channels,
+            rng=rng,
+        )
+    )
+    if architecture.standardize:
+        scale_last_layer(generator)
+    discriminator = engine.place(new_discriminator(architecture, cells, rng))
+    return PretrainingPlan(config.pretraining, generator, discriminator, engine)

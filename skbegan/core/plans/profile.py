@@ -1,0 +1,412 @@
+"""Stage 3, profile alignment: what is taken from features and images when the generator no longer moves.
+
+While it trains, whatever compares batches compares features of generators some steps apart, and a difference that
+wanders from step to step averages out of sight. Of the finished generator all cells can be looked at together:
+
+- a :class:`~skbegan.core.networks.ProfileMap` makes the profile from the features. It keeps the directions in which
+  they vary enough and moves cells, by a small network, until the batches of each cell type have one distribution;
+- an :class:`~skbegan.core.networks.ImageErasure` takes from the predicted images what tells the batches of a type apart
+  linearly.
+
+Both see one cell at a time and neither its batch nor its type, so they serve cells of any day.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from skbegan.config import Config, ProfileAlignment
+from skbegan.core.engine import Engine, Event
+from skbegan.core.losses import (
+    History,
+    Losses,
+    group_members,
+    maximum_mean_discrepancy,
+    positive,
+    weighted_sum,
+    within_groups,
+)
+from skbegan.core.networks import (
+    Generator,
+    ImageErasure,
+    ProfileMap,
+    Weights,
+    generator_of,
+    new_network,
+    to_numpy,
+    without_outputs,
+)
+from skbegan.core.plans.pretraining import Start
+from skbegan.data.cells import Cells, Minibatch, symmetry
+from skbegan.data.sampler import n_minibatches
+from skbegan.design import Design
+
+CELLS_PER_STEP = 2048
+DEAD = 1e-3  # of the spread of the most variable feature
+# Cells that profile and erasure are fitted on, and values of all their images: at most so many.
+FEATURE_CELLS, IMAGE_CELLS, IMAGE_VALUES = 8192, 4096, 2**25
+N_PARTS = 10  # of the history
+
+
+class ProfileFit:
+    """The fit of one profile map, on the features of the training cells.
+
+    Minimised is the maximum mean discrepancy between the batches of each cell type, with the cross-entropy of a linear
+    classifier of the cell type, and a penalty on the corrections.
+
+    Parameters
+    ----------
+    config : ProfileAlignment
+    weights : mapping of str to float
+        Of ``"matching"``, ``"correction"`` and ``"cell_type"``; those of 0 cost nothing.
+    profile : ProfileMap
+        Not corrected yet; trained in place.
+    views : Tensor of shape (n_views, n, n_features)
+        Features of the same cells seen in different orientations.
+    batch, cell_type : Tensor of int, shape (n,)
+    engine : Engine
+    rng : torch.Generator
+        CPU generator.
+    """
+
+    def __init__(
+        self,
+        config: ProfileAlignment,
+        weights: dict[str, float],
+        profile: ProfileMap,
+        views: Tensor,
+        batch: Tensor,
+        cell_type: Tensor,
+        engine: Engine,
+        rng: torch.Generator,
+    ) -> None:
+        self.config, self.profile, self.engine, self.rng = config, profile, engine, rng
+        self.cell_type = cell_type
+        self.on_host = batch.cpu(), cell_type.cpu()
+        self.members = group_members(*self.on_host, views.device)
+        nn.init.zeros_(profile.correction[-1].weight)  # type: ignore[arg-type]
+        profile.to(views.device)
+        self.codes = (views - profile.centre) @ profile.read
+        n_types = int(cell_type.max()) + 1
+        self.weights = positive(weights if n_types > 1 else weights | {"cell_type": 0.0})
+        self.classifier = new_network(nn.Linear, self.codes.shape[2], n_types, rng=rng).to(views.device)
+        parameters = [*profile.correction.parameters(), *self.classifier.parameters()]
+        engine.optimize("profile", parameters, config.learning_rate)
+
+    def step(self, progress: float) -> Losses:
+        """One step: draw cells and an orientation of each, correct their codes, compare the batches of each type."""
+        n = self.codes.shape[1]
+        members, types, rows = self.members, self.cell_type, torch.arange(n)
+        if n > CELLS_PER_STEP:
+            rows = torch.randperm(n, generator=self.rng)[:CELLS_PER_STEP]
+            members = group_members(self.on_host[0][rows], self.on_host[1][rows], self.codes.device)
+            types = self.cell_type[rows.to(self.codes.device)]
+        view = torch.randint(len(self.codes), (len(rows),), generator=self.rng)
+        code = self.codes[view.to(self.codes.device), rows.to(self.codes.device)]
+        corrected = self.profile.corrected(code)
+        scaled = (corrected - corrected.mean(0).detach()) / (corrected.std(0).detach() + 1e-6)
+        losses = {
+            "matching": maximum_mean_discrepancy(scaled, members, self.config.kernel_widths, self.config.ridge),
+            "correction": (corrected - code).square().mean(),
+        }
+        if "cell_type" in self.weights:
+            losses["cell_type"] = F.cross_entropy(self.classifier(scaled), types)
+        rate = self.config.learning_rate * min(1.0, 2.0 * (1.0 - progress))
+        self.engine.optimizers["profile"].learning_rate = rate
+        self.engine.descend("profile", weighted_sum(losses, self.weights))
+        with torch.no_grad():
+            torch._foreach_mul_(list(self.profile.correction.parameters()), 1.0 - self.config.weight_decay * rate)
+        return losses
+
+    def run(self, steps: int, verbose: int = 0) -> History:
+        """Take some steps; return the means of the losses over ten parts of them."""
+        recorded: dict[str, list[Tensor]] = {}
+        for step in tqdm(range(steps), desc="profile alignment", unit="step", disable=verbose <= 0):
+            for name, value in self.step(step / steps).items():
+                recorded.setdefault(name, []).append(value.detach())
+        self.profile.requires_grad_(False).eval()
+        parts = min(N_PARTS, steps)
+        return {
+            name: [float(chunk.mean()) for chunk in torch.stack(values).cpu().tensor_split(parts)]
+            for name, values in recorded.items()
+        }
+
+
+def principal_map(features: Tensor, floor: float, hidden: int, rng: torch.Generator) -> ProfileMap | None:
+    """Return the map to the principal components of the standardised features, not corrected yet.
+
+    Those are kept that have at least `floor` of the variance of an average one. None where features do not vary.
+    """
+    wide = features.to(torch.float64)
+    mean, spread = wide.mean(0), wide.std(0, correction=0)
+    alive = spread > DEAD * spread.max()
+    if not bool(alive.any()):
+        return None
+    scaled = (wide - mean)[:, alive] / spread[alive]
+    variance, directions = torch.linalg.eigh(scaled.T @ scaled / len(scaled))
+    kept = variance >= min(max(floor, 1e-6), float(variance.max()))
+    variance, directions = variance[kept].flip(0), directions[:, kept].flip(1)
+    # Faint directions stay somewhat fainter than strong ones: they are known less well.
+    size = variance.sqrt() + floor**0.5
+    profile = new_network(ProfileMap, features.shape[1], len(size), hidden, rng=rng).to(features.device)
+    profile.centre.copy_(mean)
+    profile.read.zero_()
+    profile.write.zero_()
+    profile.read[alive] = (directions / spread[alive, None] / size).to(profile.read.dtype)
+    profile.write[:, alive] = (directions * spread[alive, None] * size).T.to(profile.write.dtype)
+    return profile
+
+
+def recall_by_type(values: Tensor, cell_type: Tensor, known: Tensor, known_type: Tensor) -> Tensor:
+    """Return, for each cell type, the share of its cells that are nearest to their own type's mean; NaN without cells.
+
+    Parameters
+    ----------
+    values, known : Tensor of shape (n, d)
+        Cells to name, and cells that the means and the scale are taken from.
+    cell_type, known_type : Tensor of int, shape (n,)
+    """
+    n_types = int(max(cell_type.max(), known_type.max())) + 1
+    centre, spread = known.mean(0), known.std(0, correction=0) + 1e-12
+    values, known = (values - centre) / spread, (known - centre) / spread
+    ones = torch.ones(len(known), device=known.device)
+    counts = torch.zeros(n_types, device=known.device).index_add(0, known_type, ones)
+    means = torch.zeros(n_types, known.shape[1], device=known.device).index_add(0, known_type, known)
+    distance = torch.cdist(values, means / counts.clamp(min=1)[:, None])
+    distance[:, counts == 0] = torch.inf
+    right = (distance.argmin(1) == cell_type).float()
+    asked = torch.zeros_like(counts).index_add(0, cell_type, torch.ones_like(right))
+    return torch.zeros_like(counts).index_add(0, cell_type, right) / asked
+
+
+class ProfilePlan:
+    """Stage 3 on the finished generator.
+
+    Parameters
+    ----------
+    config : Config
+    generator : Generator
+        With its population statistics.
+    cells : Cells
+        Training cells.
+    engine : Engine
+        With the stream ``"classifiers"``.
+    """
+
+    name = "profile_alignment"
+
+    def __init__(self, config: Config, generator: Generator, cells: Cells, engine: Engine) -> None:
+        self.config, self.generator, self.cells, self.engine = config, generator.eval(), cells, engine
+        self.rng = engine.rngs["classifiers"]
+        self.events: list[Event] = []
+
+    def run(
+        self, validation: Cells | None, removal_epochs: int, names: Sequence[str], verbose: int = 0
+    ) -> tuple[Weights, History]:
+        """Fit profile map and image erasure; return the generator's weights with them, and the losses.
+
+        Parameters
+        ----------
+        validation : Cells or None
+            Held-out cells, on which cell types are watched.
+        removal_epochs : int
+            Of stage 2: the fit takes no more steps than it had.
+        names : sequence of str
+            Of the cell types, for the events.
+        verbose : int, default=0
+        """
+        order = torch.randperm(len(self.cells), generator=self.rng)
+        steps = min(
+            self.config.profile.steps, removal_epochs * n_minibatches(self.cells, self.config.removal.minibatch_size)
+        )
+        history = self._align(order[:FEATURE_CELLS], validation, steps, names, verbose)
+        if self.config.profile.image_erasure and self.config.removal.batch_image > 0:
+            values = self.cells.side**2 * self.cells.out_channels
+            chosen = order[: min(IMAGE_CELLS, max(256, IMAGE_VALUES // values))]
+            images = self._read(chosen, lambda part: self.generator(part.source)[0])
+            where = chosen.to(self.engine.device)
+            erasure = fit_erasure(images, self.cells.batch[where], self.cells.cell_type[where])
+            if erasure is not None:
+                self.generator.erasure = erasure
+        return to_numpy(self.generator), history
+
+    def _align(
+        self, chosen: Tensor, validation: Cells | None, steps: int, names: Sequence[str], verbose: int
+    ) -> History:
+        """Fit the profile map with as much matching as no cell type falls to chance by."""
+        profile, removal = self.config.profile, self.config.removal
+        weight = profile.matching * removal.batch
+        n_views = profile.views if removal.augment and weight > 0 else 1
+        views = torch.stack([self._read(chosen, self._encode, turned=view > 0) for view in range(n_views)])
+        where = chosen.to(self.engine.device)
+        batch, cell_type = self.cells.batch[where], self.cells.cell_type[where]
+        features, types = views[0], cell_type
+        if validation is not None:
+            others = torch.arange(len(validation))[:FEATURE_CELLS]
+            features = self._read(others, self._encode, of=validation)
+            types = validation.cell_type[others.to(self.engine.device)]
+        if lost := at_chance(recall_by_type(features, types, views[0], cell_type)):
+            message = (
+                "these cell types have collapsed, their cells are named no better than by chance: "
+                f"{_listed(lost, names)}; lower batch_weight, raise cell_type_weight or train longer"
+            )
+            self.events.append(Event("batch_removal", message))
+        if weight == 0 or steps < 1 or not group_members(batch, cell_type):
+            return {}
+        if validation is not None:  # for what the profile changes the training cells can be asked too, which are more
+            features, types = torch.cat([features, views[0]]), torch.cat([types, cell_type])
+        before = recall_by_type(features, types, views[0], cell_type)
+        fallen: set[int] = set()
+        for share in profile.matching_shares:
+            principal = principal_map(views[0], profile.floor, profile.hidden, self.rng)
+            if principal is None:
+                return {}
+            weights = {
+                "matching": share * weight,
+                "correction": profile.correction,
+                "cell_type": profile.cell_type * removal.cell_type,
+            }
+            fit = ProfileFit(profile, weights, principal, views, batch, cell_type, self.engine.apart(), self.rng)
+            history = fit.run(steps, verbose)
+            after = recall_by_type(principal(features), types, principal(views[0]), cell_type)
+            if not (newly := newly_at_chance(before, after)):
+                self.generator.profile = principal
+                self._report(fallen, share, names)
+                return history
+            fallen |= set(newly)
+        self._report(fallen, 0.0, names)
+        return {}
+
+    def _report(self, fallen: set[int], share: float, names: Sequence[str]) -> None:
+        if not fallen:
+            return
+        message = f"these cell types would have collapsed: {_listed(sorted(fallen), names)}; " + (
+            f"the profile was fitted with a share of {share:g} of matching"
+            if share
+            else "so the features are given as they are; lower matching or batch_weight"
+        )
+        self.events.append(Event(self.name, message))
+
+    def _encode(self, part: Minibatch) -> Tensor:
+        return self.generator.encode(part.source)[0]
+
+    def _read(
+        self, chosen: Tensor, read: Callable[[Minibatch], Tensor], turned: bool = False, of: Cells | None = None
+    ) -> Tensor:
+        """Return what the generator makes of the chosen cells, in full precision."""
+        cells, parts = of or self.cells, []
+        size = max(64, self.config.removal.minibatch_size)
+        with torch.no_grad(), self.engine.autocast():
+            for start in range(0, len(chosen), size):
+                minibatch = cells.take(chosen[start : start + size])
+                parts.append(read(symmetry(minibatch, self.rng) if turned else minibatch).float())
+        return torch.cat(parts)
+
+
+def at_chance(recall: Tensor) -> list[int]:
+    """Return the codes of the cell types that are named no better than by chance; where there is one type, none."""
+    chance = 1.0 / len(recall) if len(recall) > 1 else 0.0
+    return [code for code, value in enumerate(recall.tolist()) if value <= chance]
+
+
+def newly_at_chance(before: Tensor, after: Tensor) -> list[int]:
+    """Return the codes of the cell types that are named no better than by chance and were named twice as well before.
+
+    A type between two others is hard to name in the best of cases, and has not collapsed for that.
+    """
+    return [code for code in at_chance(after) if float(after[code]) < 0.5 * float(before[code])]
+
+
+def _listed(codes: Sequence[int], names: Sequence[str]) -> str:
+    return ", ".join(names[code] for code in codes)
+
+
+def build(config: Config, cells: Cells, design: Design | None, engine: Engine, start: Start) -> ProfilePlan:
+    """Return stage 3, ready to be run.
+
+    Parameters
+    ----------
+    config : Config
+    cells : Cells
+        Training cells.
+    design : Design or None
+        Not used: groups are those of the cells that are drawn.
+    engine : Engine
+        With the stream ``"classifiers"``.
+    start : Start
+        The finished generator, with its population statistics.
+    """
+    generator = generator_of(without_outputs(start.generator), engine.device, engine.dtype)
+    return ProfilePlan(config, generator, cells, engine)
+
+
+# Images ---------------------------------------------------------------------------------------------------------------
+
+
+def fit_erasure(
+    images: Tensor, batch: Tensor, cell_type: Tensor, *, n_components: int = 200, ridge: float = 0.01
+) -> ImageErasure | None:
+    """Fit the erasure of the batch from predicted images.
+
+    In the principal components of the images, the directions in which the batches of a type have different means are
+    erased in the metric of the covariance within groups, which changes the images least (LEACE, Belrose et al., NeurIPS
+    2023, here within cell type). Directions are erased only where the means differ by more than chance would have it
+    for so many cells, and at most half of the components.
+
+    Parameters
+    ----------
+    images : Tensor of shape (n, C, H, W)
+        Of training cells.
+    batch, cell_type : Tensor of int, shape (n,)
+    n_components : int, default=200
+    ridge : float, default=0.01
+        Added to the covariance, as a share of the mean variance of a component.
+
+    Returns
+    -------
+    erasure : ImageErasure
+        None where no cell type has two batches, or no direction tells them apart.
+    """
+    members = group_members(batch, cell_type)
+    if not members:
+        return None
+    flat = images.flatten(1).to(torch.float64)
+    mean = flat.mean(0)
+    flat = flat - mean
+    variance, vectors = torch.linalg.eigh(flat @ flat.T if len(flat) < flat.shape[1] else flat.T @ flat)
+    kept = (variance > 1e-9 * variance.max()).nonzero().flatten()[-n_components:]
+    if len(flat) < flat.shape[1]:
+        components = (flat.T @ vectors[:, kept]) / variance[kept].sqrt()
+    else:
+        components = vectors[:, kept]
+    codes = flat @ components
+    covariance = within_groups(codes, members)
+    spread, axes = torch.linalg.eigh(covariance)
+    spread = (spread.clamp(min=0) + ridge * spread.mean()).sqrt()
+    whiten, colour = (axes / spread) @ axes.T, (axes * spread) @ axes.T
+    offsets = []
+    for groups in members:
+        means = torch.stack([codes[group].mean(0) for group in groups])
+        weights = torch.tensor([len(group) for group in groups], dtype=codes.dtype, device=codes.device).sqrt()
+        offsets.append((means - means.mean(0)) * weights[:, None])
+    stacked = torch.cat(offsets) @ whiten
+    _, sizes, directions = torch.linalg.svd(stacked, full_matrices=False)
+    # The largest singular value of pure noise (Marchenko and Pastur's edge), with the metric known from so many cells
+    # only, and some room for its scatter.
+    n_cells, n_codes = sum(len(group) for groups in members for group in groups), stacked.shape[1]
+    by_chance = (len(stacked) - len(members)) ** 0.5 + n_codes**0.5
+    by_chance *= 1.05 * (n_cells / max(n_cells - n_codes, n_cells / 4)) ** 0.5
+    rank = min(int((sizes > by_chance).sum()), len(kept) // 2)
+    if rank == 0:
+        return None
+    shape = images.shape[1:]
+    erasure = ImageErasure(shape, rank)
+    erasure.centre.copy_(mean.view(shape))
+    erasure.read.copy_((components @ whiten @ directions[:rank].T).view(*shape, rank))
+    erasure.write.copy_((directions[:rank] @ colour @ components.T).view(rank, *shape))
+    return erasure.to(images.device).eval()

@@ -1,0 +1,108 @@
+"""Cells on the device: pairs of images with the codes of their batch and cell type."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from skbegan.data.source import ImageSource, Scaling
+
+
+@dataclass(frozen=True)
+class Minibatch:
+    """Some cells on the device: brightfield `source`, `target` image, codes of the batch and of the cell type."""
+
+    source: Tensor
+    target: Tensor
+    batch: Tensor
+    cell_type: Tensor
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+
+class Split(NamedTuple):
+    """Which cells are trained on and which held out, and the standardisation measured on the former."""
+
+    train_rows: np.ndarray
+    validation_rows: np.ndarray
+    bf_scaling: Scaling
+    target_scaling: Scaling
+
+
+class Cells:
+    """The cells that a stage trains on or is validated on.
+
+    Parameters
+    ----------
+    bf, target : ImageSource
+    batch, cell_type : ndarray of int, shape (n,)
+        Codes from 0, for all images of the sources.
+    rows : ndarray of int
+        Which of the images belong to this set.
+    """
+
+    def __init__(
+        self, bf: ImageSource, target: ImageSource, batch: np.ndarray, cell_type: np.ndarray, rows: np.ndarray
+    ) -> None:
+        self.bf, self.target, self.rows = bf, target, rows
+        self.batch = torch.from_numpy(batch[rows].astype(np.int64)).to(bf.device)
+        self.cell_type = torch.from_numpy(cell_type[rows].astype(np.int64)).to(bf.device)
+
+    @classmethod
+    def of_split(
+        cls,
+        bf: np.ndarray,
+        target: np.ndarray,
+        batch: np.ndarray,
+        cell_type: np.ndarray,
+        split: Split,
+        device: torch.device,
+        dtype: torch.dtype,
+    ) -> tuple[Cells, Cells | None]:
+        """Return the training and the held-out cells of a split, on a device."""
+        sources = (
+            ImageSource(bf, split.bf_scaling, device, dtype),
+            ImageSource(target, split.target_scaling, device, dtype),
+        )
+        for source in sources:
+            source.keep_on_device()
+        cells = cls(*sources, batch, cell_type, split.train_rows)
+        held_out = cls(*sources, batch, cell_type, split.validation_rows) if len(split.validation_rows) else None
+        return cells, held_out
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @property
+    def side(self) -> int:
+        return int(self.bf.images.shape[1])
+
+    @property
+    def in_channels(self) -> int:
+        return self.bf.n_channels
+
+    @property
+    def out_channels(self) -> int:
+        return self.target.n_channels
+
+    def take(self, indices: Tensor) -> Minibatch:
+        """Return the cells at `indices`, a CPU tensor of positions within this set."""
+        rows = self.rows[indices.numpy()]
+        on_device = indices.to(self.bf.device, non_blocking=True)
+        return Minibatch(self.bf.take(rows), self.target.take(rows), self.batch[on_device], self.cell_type[on_device])
+
+
+def symmetry(cells: Minibatch, rng: torch.Generator) -> Minibatch:
+    """Flip and turn each pair of images at random: one of the eight symmetries of the square per cell."""
+    source, target = cells.source, cells.target
+    coins = torch.rand(3, len(cells), 1, 1, 1, generator=rng).to(source.device, non_blocking=True) < 0.5
+    changes = (lambda x: x.flip(2), lambda x: x.flip(3), lambda x: x.transpose(2, 3))
+    for coin, change in zip(coins, changes, strict=True):
+        source = torch.where(coin, change(source), source)
+        target = torch.where(coin, change(target), target)
+    return replace(cells, source=source, target=target)

@@ -1,0 +1,173 @@
+"""The design of an experiment: which cell types were imaged in which batches, what links them, fool targets."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+
+@dataclass(frozen=True, eq=False)
+class Design:
+    """Counts of cells by cell type and batch.
+
+    Attributes
+    ----------
+    counts : ndarray of int, shape (n_cell_types, n_batches)
+    reference : int
+        Code of the reference batch.
+    """
+
+    counts: np.ndarray
+    reference: int = 0
+
+    @classmethod
+    def of(
+        cls, batch: np.ndarray, cell_type: np.ndarray, n_batches: int, n_cell_types: int, reference: int = 0
+    ) -> Design:
+        """Count cells.
+
+        Parameters
+        ----------
+        batch, cell_type : ndarray of int, shape (n,)
+            Codes from 0.
+        n_batches, n_cell_types : int
+        reference : int, default=0
+        """
+        codes = cell_type.astype(np.int64) * n_batches + batch
+        counts = np.bincount(codes, minlength=n_cell_types * n_batches).reshape(n_cell_types, n_batches)
+        return cls(counts, reference)
+
+    @property
+    def n_cell_types(self) -> int:
+        return int(self.counts.shape[0])
+
+    @property
+    def n_batches(self) -> int:
+        return int(self.counts.shape[1])
+
+    @property
+    def is_confounded(self) -> bool:
+        """Whether every cell type occurs in one batch only."""
+        return bool(((self.counts > 0).sum(axis=1) == 1).all())
+
+    def linked_batches(self) -> list[list[int]]:
+        """Return the groups of batches that are linked by shared cell types."""
+        from scipy.sparse.csgraph import connected_components
+
+        table = (self.counts > 0).astype(int)
+        n_groups, group = connected_components(table.T @ table, directed=False)
+        return [np.flatnonzero(group == g).tolist() for g in range(n_groups)]
+
+    def comparable(self, min_cells: int) -> np.ndarray:
+        """Say which batches the cells of each type can be compared with, over groups of at least `min_cells` cells.
+
+        Batches compare that share a type, or are linked by others that do.
+
+        Returns
+        -------
+        comparable : ndarray of bool, shape (n_cell_types, n_batches)
+        """
+        known = (self.counts >= min_cells).astype(np.int64)
+        reach = known > 0
+        while not np.array_equal(wider := known @ known.T @ reach > 0, reach):
+            reach = wider
+        return reach
+
+    def fool_targets(self, kind: str) -> np.ndarray:
+        """Return what the generator wants the adversaries to say of the cells of each type.
+
+        Parameters
+        ----------
+        kind : {"conditional", "uniform", "reference"}
+            ``"conditional"`` is p(batch given cell type), all that a batch-free profile can tell, and so the finite
+            optimum for a design in which types miss from batches. ``"uniform"`` gives each batch the same probability.
+            ``"reference"`` is the published target: every cell is to look like the reference batch.
+
+        Returns
+        -------
+        targets : ndarray of float32, shape (n_cell_types, n_batches)
+            Rows sum to 1.
+        """
+        if kind == "uniform":
+            return np.full(self.counts.shape, 1.0 / self.n_batches, dtype=np.float32)
+        if kind == "reference":
+            return np.tile(np.eye(self.n_batches, dtype=np.float32)[self.reference], (self.n_cell_types, 1))
+        counts = self.counts.astype(np.float32)
+        marginal = counts.sum(axis=0, keepdims=True) / counts.sum()
+        totals = counts.sum(axis=1, keepdims=True)
+        # A type without a training cell is never drawn; its row only has to be a distribution.
+        return np.where(totals > 0, counts / np.maximum(totals, 1), marginal)
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Whether there is a batch effect to remove, and what the user should know of it."""
+
+    removes: bool
+    message: str | None = None
+
+
+def removal_verdict(
+    design: Design, batches: Sequence[Any] | np.ndarray | None, cell_types: Any, batch_target: str
+) -> Verdict:
+    """Say whether stage 2 has anything to do, and where the design makes it impossible or unsafe.
+
+    Parameters
+    ----------
+    design : Design
+        Of all cells.
+    batches, cell_types : sequence or None
+        Labels; None where none were given.
+    batch_target : str
+    """
+    if design.n_batches < 2:
+        what = "no batch was given" if batches is None else f"all cells are of batch {str(batches[0])!r}"
+        return Verdict(
+            False,
+            f"{what}: there is no batch effect to learn, so stage 2 is skipped and the model is only pretrained. "
+            "Pass batch (day, plate or site of every cell) with at least two values, or removal_epochs=0 to say that "
+            "this is meant.",
+        )
+    if design.n_cell_types < 2:
+        what = "no cell_type was given" if cell_types is None else "all cells are of one cell type"
+        return Verdict(
+            True,
+            f"{what}: nothing tells biology from batch, and differences between the cells of different batches will be "
+            "removed whatever they are. Pass cell_type (line, drug, dose, phase) if the cells differ.",
+        )
+    if design.is_confounded:
+        skipped = batch_target == "conditional"
+        return Verdict(
+            not skipped,
+            "batch and cell type are confounded: every cell type occurs in one batch only, so that their effects "
+            "cannot be told apart. "
+            + (
+                "Stage 2 is skipped. Image at least one cell type (a control) in several batches, or choose "
+                "batch_target='uniform' to remove the batch at the price of the cell type."
+                if skipped
+                else f"batch_target={batch_target!r} will remove the cell type with the batch. Image at least one cell "
+                "type (a control) in several batches."
+            ),
+        )
+    groups = design.linked_batches()
+    if len(groups) > 1:
+        assert batches is not None
+        names = " | ".join(shortened(batches[b] for b in group) for group in groups[:10])
+        return Verdict(
+            True,
+            "batch and cell type are partly confounded: the batches fall into groups that share no cell type "
+            f"({names}{' | ...' if len(groups) > 10 else ''}). "
+            "Differences between these groups cannot be told from differences between their cell types and may stay. "
+            "Image a common cell type (a control) in all batches.",
+        )
+    return Verdict(True)
+
+
+def shortened(labels: Any, limit: int = 10) -> str:
+    """Return at most `limit` labels as a list for a message, and how many more there are."""
+    names = [str(label) for label in labels]
+    more = f", ... ({len(names)} in all)" if len(names) > limit else ""
+    return ", ".join(names[:limit]) + more

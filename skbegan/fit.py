@@ -1,0 +1,402 @@
+"""How a fit runs: split, seeds, cache of stage 1, checkpoints, warm start, and the three stages in turn.
+
+From checked cells to a :class:`~skbegan.model.FittedModel`; the estimator takes over nothing before it is complete.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import joblib
+import numpy as np
+
+from skbegan._version import training_code, versions
+from skbegan.checks import CellDataset
+from skbegan.config import Architecture, Config, Pretraining
+from skbegan.core.checkpoint import Checkpoint
+from skbegan.core.engine import Engine, Event, new_rng, resolve_device, resolve_precision, undisturbed
+from skbegan.core.loop import Callback, StageResult, compile_networks, joined, run_stage
+from skbegan.core.networks import to_numpy
+from skbegan.core.plans import pretraining, profile
+from skbegan.core.plans.pretraining import Start
+from skbegan.data.cells import Cells, Split
+from skbegan.data.source import Scaling
+from skbegan.design import Design
+from skbegan.model import FittedModel
+
+SEEDS = ("split", "weights", "order", "dropout", "removal order", "removal dropout", "classifiers")
+_NO_HISTORY: dict[str, list[float]] = {"epoch": []}
+_NO_STAGES = ("events", "profile_alignment")  # of a history, that a warm start does not go on with
+
+
+@dataclass(frozen=True)
+class Fit:
+    """A fitted model, what happened, and the checkpoints that a further fit with the same arguments would resume from.
+
+    Attributes
+    ----------
+    model : FittedModel
+    events : list of Event
+        Of this fit.
+    checkpoints : tuple of Checkpoint
+    interrupted : bool
+        Whether Ctrl-C ended a stage.
+    """
+
+    model: FittedModel
+    events: list[Event]
+    checkpoints: tuple[Checkpoint, ...]
+    interrupted: bool
+
+    def remove_checkpoints(self) -> None:
+        """Remove the files, unless Ctrl-C ended the fit: then they are there to go on from."""
+        if not self.interrupted:
+            for checkpoint in self.checkpoints:
+                checkpoint.remove()
+
+
+def run(
+    config: Config,
+    dataset: CellDataset,
+    draws: np.ndarray,
+    *,
+    memory: Any,
+    removes: bool,
+    reference: int = 0,
+    earlier: FittedModel | None = None,
+    keep_discriminator: bool = False,
+) -> Fit:
+    """Run the stages that are due.
+
+    Parameters
+    ----------
+    config : Config
+    dataset : CellDataset
+    draws : ndarray of int
+        As many seeds as :data:`SEEDS` has names.
+    memory : joblib.Memory
+        Caches stage 1, unless it goes on from an earlier fit.
+    removes : bool
+        Whether stages 2 and 3 are due.
+    reference : int, default=0
+        Code of the reference batch.
+    earlier : FittedModel, optional
+        Where to go on from: with stage 2 if it is due, else with stage 1.
+    keep_discriminator : bool, default=False
+        For a warm start later on.
+
+    Raises
+    ------
+    KeyboardInterrupt
+        When Ctrl-C comes before there is a model that is better than an untrained one, or in the last stage.
+    FloatingPointError
+        When training diverges whatever the learning rate.
+    """
+    with undisturbed():
+        return _Stages(config, dataset, draws, memory, reference, earlier).run(removes, keep_discriminator)
+
+
+class _Stages:
+    """The stages of one fit, and what they have in common."""
+
+    def __init__(
+        self,
+        config: Config,
+        dataset: CellDataset,
+        draws: np.ndarray,
+        memory: Any,
+        reference: int,
+        earlier: FittedModel | None,
+    ) -> None:
+        self.config, self.dataset, self.memory, self.earlier = config, dataset, memory, earlier
+        self.device = resolve_device(config.runtime.device)
+        self.dtype = resolve_precision(config.runtime.precision, self.device, config.architecture.base_width)
+        self.seeds = dict(zip(SEEDS, draws.tolist(), strict=True))
+        rows = split_validation(dataset.batch, dataset.cell_type, config.validation_fraction, self.seeds["split"])
+        self.split = self._split(*rows)
+        batch, cell_type = dataset.batch[rows[0]], dataset.cell_type[rows[0]]
+        self.design = Design.of(batch, cell_type, dataset.n_batches, dataset.n_cell_types, reference)
+        self.history: dict[str, Any] = {}
+        self.events: list[Event] = []
+        self.start: Start | None = None
+        if earlier is not None:
+            self._go_on_from(earlier)
+        self.checkpoints = self._checkpoints()
+        self.verbose = config.runtime.verbose
+        self.callback: Callback | None = config.runtime.callback
+
+    def run(self, removes: bool, keep_discriminator: bool) -> Fit:
+        """Run the stages that are due and return the model."""
+        interrupted = False
+        networks = self.start
+        if networks is None or not removes:
+            result = self._pretrain()
+            networks, interrupted = Start(result.generator, result.discriminator), result.interrupted
+            if interrupted and not result.history["epoch"]:
+                raise KeyboardInterrupt
+            self._record("pretraining", result)
+        if removes and interrupted:
+            self.events.append(
+                Event("fit", "batch removal and profile alignment did not run: the batch is still there")
+            )
+        elif removes:
+            result = self._remove_batch(networks)
+            networks, interrupted = Start(result.generator, result.discriminator), result.interrupted
+            if result.history["epoch"]:
+                self._record("batch_removal", result)
+            else:
+                self.events += result.events
+        model = self._model(networks, keep_discriminator)
+        if removes and "batch_removal" in self.history and self.config.removal.method.aligns_profile:
+            model = self._align_profile(model)
+        runtime = self.config.runtime
+        model.check_finite(self.dataset.bf, self.split.train_rows, device=str(self.device), precision=runtime.precision)
+        events = [*(self.earlier.history.get("events", ()) if self.earlier else ()), *map(str, self.events)]
+        model = replace(model, history={**self.history, "events": events})
+        return Fit(model, self.events, self.checkpoints, interrupted)
+
+    # Stages -------------------------------------------------------------------------------------------------------
+
+    def _pretrain(self) -> StageResult:
+        # Only what stage 1 depends on may be among the arguments that the cache looks at.
+        arguments: tuple[Any, ...] = (
+            self.dataset.bf,
+            self.dataset.qpi,
+            self.split,
+            self.config.architecture,
+            self.config.pretraining,
+            (self.config.runtime.precision, self.config.runtime.compile, str(self.device)),
+            {name: self.seeds[name] for name in ("weights", "order", "dropout")},
+            (versions(), training_code()),
+        )
+        options: dict[str, Any] = {
+            "start": self.start,
+            "verbose": self.verbose,
+            "checkpoint": self.checkpoints[0] if self.checkpoints else None,
+            "callback": self.callback,
+        }
+        if self.start is not None or getattr(self.memory, "location", "somewhere") is None:
+            return pretrain(*arguments, **options)
+        cached = self.memory.cache(pretrain, ignore=list(options))
+        if not hasattr(cached, "call_and_shelve"):  # not joblib's own
+            result: StageResult = cached(*arguments, **options)
+            return result
+        known = cached.check_call_in_cache(*arguments, **options)
+        kept = cached.call_and_shelve(*arguments, **options)
+        result = kept.get()
+        if not result.finished:  # half a stage is not kept
+            kept.clear()
+            if known:
+                return self._pretrain()
+        return result
+
+    def _remove_batch(self, start: Start) -> StageResult:
+        config = self.config
+        names = {"order": "removal order", "dropout": "removal dropout", "classifiers": "classifiers"}
+        engine = self._engine({name: self.seeds[seed] for name, seed in names.items()})
+        cells, validation = self._cells()
+        plan = importlib.import_module(config.removal.method.plan).build(config, cells, self.design, engine, start)
+        if config.runtime.compile:
+            compile_networks(plan, cells, config.removal.minibatch_size)
+        try:
+            return run_stage(
+                plan,
+                cells,
+                validation,
+                epochs=config.removal.epochs,
+                minibatch_size=config.removal.minibatch_size,
+                verbose=self.verbose,
+                checkpoint=self.checkpoints[1] if self.checkpoints else None,
+                callback=self.callback,
+            )
+        except FloatingPointError as error:
+            if where := self._where_stage_1_is():
+                raise FloatingPointError(f"{error}. Stage 1 is kept in {where}") from None
+            message = f"{error}. The model is what stage 1 left: the batch is still there"
+            events = [*plan.events, Event(plan.name, message.removeprefix(f"{plan.name}: "))]
+            return StageResult(start.generator, start.discriminator, _NO_HISTORY, events, finished=False)
+        except Exception as error:
+            if where := self._where_stage_1_is():
+                error.add_note(f"Stage 1 is kept in {where}: the same fit goes on from there.")
+            raise
+
+    def _align_profile(self, model: FittedModel) -> FittedModel:
+        engine = self._engine({"classifiers": self.seeds["classifiers"]})
+        cells, validation = self._cells()
+        plan = profile.build(self.config, cells, self.design, engine, Start(model.weights, {}))
+        labels = (
+            range(self.dataset.n_cell_types) if self.dataset.cell_types is None else self.dataset.cell_types.tolist()
+        )
+        weights, losses = plan.run(
+            validation, len(self.history["batch_removal"]["epoch"]), [repr(label) for label in labels], self.verbose
+        )
+        self.events += plan.events
+        if losses:
+            self.history["profile_alignment"] = losses
+        return replace(model, weights=weights)
+
+    def _model(self, networks: Start, keep_discriminator: bool) -> FittedModel:
+        """Return the model after the stages that train the generator, with its population statistics."""
+        dataset, runtime = self.dataset, self.config.runtime
+        model = FittedModel(
+            weights=networks.generator,
+            bf_scaling=self.split.bf_scaling,
+            target_scaling=self.split.target_scaling,
+            image_shape=tuple(dataset.bf.shape[1:]),
+            target_shape=tuple(dataset.qpi.shape[1:]),
+            batches=dataset.batches,
+            cell_types=dataset.cell_types,
+            device=str(self.device),
+            config=self.config.learned,
+            discriminator=networks.discriminator if keep_discriminator else None,
+        )
+        return model.recalibrated(
+            dataset.bf,
+            self.split.train_rows,
+            device=str(self.device),
+            precision=runtime.precision,
+            minibatch_size=self.config.removal.minibatch_size,
+        )
+
+    # What they have in common -------------------------------------------------------------------------------------
+
+    def _engine(self, seeds: Mapping[str, int]) -> Engine:
+        return Engine(self.device, self.dtype, seeds)
+
+    def _cells(self) -> tuple[Cells, Cells | None]:
+        data = self.dataset
+        return Cells.of_split(data.bf, data.qpi, data.batch, data.cell_type, self.split, self.device, self.dtype)
+
+    def _record(self, stage: str, result: StageResult) -> None:
+        self.history[stage] = joined(self.history.get(stage, _NO_HISTORY), result.history)
+        self.events += result.events
+
+    def _split(self, train_rows: np.ndarray, validation_rows: np.ndarray) -> Split:
+        if self.earlier is not None:
+            return Split(train_rows, validation_rows, self.earlier.bf_scaling, self.earlier.target_scaling)
+        scalings = (
+            Scaling.of(images, train_rows)
+            if self.config.architecture.standardize
+            else Scaling.identity(1 if images.ndim == 3 else images.shape[3])
+            for images in (self.dataset.bf, self.dataset.qpi)
+        )
+        return Split(train_rows, validation_rows, *scalings)
+
+    def _go_on_from(self, earlier: FittedModel) -> None:
+        self.history = {name: part for name, part in earlier.history.items() if name not in _NO_STAGES}
+        # The validation cells are the same again, but order and dropout are not those of the epochs before.
+        n_done = sum(len(part["epoch"]) for part in self.history.values())
+        self.seeds = {name: (seed + n_done) % (2**31 - 1) for name, seed in self.seeds.items()}
+        discriminator = earlier.discriminator
+        if discriminator is None:
+            cells, _ = self._cells()
+            new = pretraining.new_discriminator(self.config.architecture, cells, new_rng(self.seeds["weights"]))
+            discriminator = to_numpy(new)
+        self.start = Start(earlier.weights, discriminator)
+
+    def _checkpoints(self) -> tuple[Checkpoint, ...]:
+        """Return a file per stage whose name tells all that the stages depend on, so that searches share a folder."""
+        runtime = self.config.runtime
+        if runtime.checkpoint_dir is None:
+            return ()
+        config = replace(self.config.learned, runtime=replace(self.config.learned.runtime, compile=runtime.compile))
+        name = joblib.hash((config, self.dataset, self.seeds, self.start, versions(), training_code()))
+        folder = Path(runtime.checkpoint_dir)
+        checkpoints = tuple(Checkpoint(folder / f"began-{name}-stage{stage}.pt") for stage in (1, 2))
+        checkpoints[0].prepare()
+        return checkpoints
+
+    def _where_stage_1_is(self) -> str:
+        """Say where a further fit finds stage 1, or nothing if it would have to be trained again."""
+        if self.start is not None:
+            return ""
+        if self.checkpoints:
+            return f"checkpoint_dir={str(self.config.runtime.checkpoint_dir)!r}"
+        location = getattr(self.memory, "location", None)
+        return "" if location is None else f"memory={str(location)!r}"
+
+
+def pretrain(
+    bf: np.ndarray,
+    target: np.ndarray,
+    split: Split,
+    architecture: Architecture,
+    stage: Pretraining,
+    runtime: tuple[str, bool, str],
+    seeds: Mapping[str, int],
+    code: tuple[Mapping[str, str], str],
+    *,
+    start: Start | None = None,
+    verbose: int = 0,
+    checkpoint: Checkpoint | None = None,
+    callback: Callback | None = None,
+) -> StageResult:
+    """Run stage 1: a function of its own, since its result is cached by its positional arguments.
+
+    Parameters
+    ----------
+    bf, target : ndarray
+    split : Split
+    architecture : Architecture
+    stage : Pretraining
+    runtime : tuple
+        Precision, whether to compile, device.
+    seeds : mapping of str to int
+        ``weights``, ``order`` and ``dropout``.
+    code : tuple
+        Versions and code that train: not used, but another makes another entry in a cache.
+    start : Start, optional
+        By default new networks.
+    verbose : int, default=0
+    checkpoint : Checkpoint, optional
+    callback : callable, optional
+    """
+    precision, compiled, device = runtime
+    where = resolve_device(device)
+    engine = Engine(where, resolve_precision(precision, where, architecture.base_width), seeds)
+    no_labels = np.zeros(len(bf), dtype=np.int64)
+    cells, validation = Cells.of_split(bf, target, no_labels, no_labels, split, engine.device, engine.dtype)
+    config = Config(architecture, stage)
+    plan = pretraining.build(config, cells, None, engine, start)
+    if compiled:
+        compile_networks(plan, cells, stage.minibatch_size)
+    return run_stage(
+        plan,
+        cells,
+        validation,
+        epochs=stage.epochs,
+        minibatch_size=stage.minibatch_size,
+        verbose=verbose,
+        checkpoint=checkpoint,
+        callback=callback,
+    )
+
+
+def split_validation(
+    batch: np.ndarray, cell_type: np.ndarray, fraction: float, seed: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Split the cells at random into training and validation rows, stratified by batch and cell type.
+
+    Every group of batch and cell type gives the rounded fraction of its cells, and keeps at least one for training; the
+    groups with the largest remainders make up what rounding loses. Both sets are in random order.
+    """
+    rng = np.random.RandomState(seed)
+    order = rng.permutation(len(batch))
+    groups = np.unique(np.stack([batch, cell_type]), axis=1, return_inverse=True)[1].ravel()[order]
+    sizes = np.bincount(groups)
+    wanted = sizes * fraction
+    counts = np.floor(wanted).astype(int)
+    lacking = round(wanted.sum()) - counts.sum()
+    by_remainder = np.argsort(-(wanted - counts), kind="stable")
+    by_remainder = by_remainder[sizes[by_remainder] >= 2]
+    counts[by_remainder[: max(0, lacking)]] += 1
+    counts = np.minimum(counts, sizes - 1)
+    rank = np.empty(len(order), dtype=int)  # of each cell within its group, in the random order
+    sorted_by_group = np.argsort(groups, kind="stable")
+    rank[sorted_by_group] = np.arange(len(order)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+    held_out = rank < counts[groups]
+    return order[~held_out], order[held_out]

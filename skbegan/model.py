@@ -1,0 +1,180 @@
+"""FittedModel: everything that a fit leaves; what is saved, loaded and pickled, and what predicts."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from skbegan.config import Config
+
+if TYPE_CHECKING:
+    import torch
+
+    from skbegan.core.networks import Generator, Weights
+    from skbegan.data.source import ImageSource, Scaling
+
+MAX_CHECKED = 4096  # training cells whose outputs are looked at before a model is handed out
+
+
+@dataclass(frozen=True, eq=False)
+class FittedModel:
+    """A fitted generator with all that is needed to use it and to train on.
+
+    Attributes
+    ----------
+    weights : dict of str to ndarray
+        Of the generator, with its population statistics, profile map and image erasure.
+    bf_scaling, target_scaling : Scaling
+        Standardisation of brightfield and target.
+    image_shape, target_shape : tuple of int
+        Shape of one brightfield and of one target image, as given to fit.
+    batches, cell_types : ndarray or None
+        Sorted labels seen in fit; None where none were given.
+    history : dict
+        Losses by stage, and ``"events"``.
+    device : str
+        That fit ran on.
+    config : Config or None
+        Parameters of the fit, without where and how it ran; None for imported models.
+    discriminator : dict of str to ndarray or None
+        Where training may go on.
+    """
+
+    weights: Weights
+    bf_scaling: Scaling
+    target_scaling: Scaling
+    image_shape: tuple[int, ...]
+    target_shape: tuple[int, ...]
+    batches: np.ndarray | None = None
+    cell_types: np.ndarray | None = None
+    history: dict[str, Any] = field(default_factory=dict)
+    device: str = "unknown"
+    config: Config | None = None
+    discriminator: Weights | None = None
+
+    @property
+    def base_width(self) -> int:
+        """Channels of the first level of the generator."""
+        return int(self.weights["encoder.0.conv.weight"].shape[0])
+
+    @property
+    def n_features(self) -> int:
+        """Length of the profile."""
+        return int(self.weights["bottleneck.weight"].shape[0])
+
+    def predict(
+        self,
+        bf: np.ndarray,
+        want: Literal["features", "images"],
+        *,
+        device: str = "auto",
+        precision: str = "auto",
+        minibatch_size: int | None = None,
+    ) -> np.ndarray:
+        """Return features (n, n_features) or images (n, C, H, W), in the units of the target, of checked brightfields.
+
+        Parameters
+        ----------
+        bf : ndarray of shape (n, *image_shape)
+        want : {"features", "images"}
+        device, precision : str
+        minibatch_size : int or None, default=None
+            None uses population statistics; a number those of consecutive minibatches, as the original does.
+        """
+        import torch
+
+        from skbegan.core.engine import undisturbed
+        from skbegan.core.inference import infer
+
+        with undisturbed():
+            generator, source, dtype = self._ready(bf, device, precision, folded=minibatch_size is None)
+            order: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
+            if minibatch_size is not None and dtype is torch.float32 and source.device.type == "cpu":
+                from skbegan.io.keras import summed_in_order
+
+                order = summed_in_order(generator)
+            with order:
+                values = infer(generator, source, want=want, minibatch_size=minibatch_size, dtype=dtype)
+        if want == "images":  # in place: no second array of all images
+            values *= self.target_scaling.scale.astype(np.float32)[:, None, None]
+            values += self.target_scaling.mean.astype(np.float32)[:, None, None]
+        return values
+
+    def recalibrated(
+        self, bf: np.ndarray, rows: np.ndarray, *, device: str, precision: str, minibatch_size: int
+    ) -> FittedModel:
+        """Return the model with BatchNorm statistics re-estimated on ``bf[rows]``.
+
+        Parameters
+        ----------
+        bf : ndarray of shape (n, *image_shape)
+        rows : ndarray of int
+        device, precision : str
+        minibatch_size : int
+            That of the training, so that the statistics average over minibatches like those it saw.
+        """
+        from skbegan.core.engine import undisturbed
+        from skbegan.core.inference import estimate_population_statistics
+        from skbegan.core.networks import from_numpy, to_numpy
+
+        with undisturbed():
+            generator, source, dtype = self._ready(bf, device, precision, folded=False)
+            from_numpy(generator, self.weights)
+            parts = np.array_split(rows, max(1, len(rows) // minibatch_size))
+            estimate_population_statistics(generator, (source.take(part) for part in parts), dtype)
+            return dataclasses.replace(self, weights=to_numpy(generator))
+
+    def check_finite(self, bf: np.ndarray, rows: np.ndarray, *, device: str, precision: str) -> None:
+        """Look at weights, scalings, and the outputs on training cells, at most `MAX_CHECKED` of them.
+
+        Raises
+        ------
+        FloatingPointError
+            If any of them is not finite.
+        """
+        numbers = {
+            **{f"weights {name}": value for name, value in self.weights.items()},
+            "standardisation of X_bf": np.concatenate(self.bf_scaling),
+            "standardisation of y_qpi": np.concatenate(self.target_scaling),
+        }
+        odd = [name for name, values in numbers.items() if not np.isfinite(values).all()]
+        if not odd:
+            chosen = rows[np.linspace(0, len(rows) - 1, min(len(rows), MAX_CHECKED)).round().astype(int)]
+            images = bf[np.sort(chosen)]
+            wanted: tuple[Literal["features", "images"], ...] = ("features", "images")
+            for want in wanted:
+                values = self.predict(images, want, device=device, precision=precision)
+                if not np.isfinite(values).all():
+                    odd.append(f"{want} of training cells")
+        if odd:
+            raise FloatingPointError(
+                f"the fit ended with numbers that are not finite ({', '.join(odd[:3])}"
+                f"{' ...' if len(odd) > 3 else ''}); nothing was kept. Check the scale of the images "
+                "(standardize=True) and lower the learning rates or the loss weights"
+            )
+
+    def _ready(
+        self, bf: np.ndarray, device: str, precision: str, folded: bool
+    ) -> tuple[Generator, ImageSource, torch.dtype]:
+        """Return the generator on a device, for inference alone or not, the images for it, and its dtype."""
+        from skbegan.core.engine import resolve_device, resolve_precision
+        from skbegan.core.inference import fold
+        from skbegan.core.networks import generator_of
+        from skbegan.data.source import ImageSource
+
+        where = resolve_device(device)
+        dtype = resolve_precision(precision, where, self.base_width)
+        made_for, cached = (where, dtype, folded), self.__dict__.get("_generator")
+        if cached is None or cached[0] != made_for:
+            generator = generator_of(self.weights, where, dtype)
+            cached = made_for, fold(generator, dtype) if folded else generator
+            object.__setattr__(self, "_generator", cached)  # no field: not pickled, not copied
+        return cached[1], ImageSource(bf, self.bf_scaling, where, dtype), dtype
+
+    def __getstate__(self) -> dict[str, Any]:
+        # The generator is built again from the weights where it is used, on the device of there.
+        return {name: value for name, value in self.__dict__.items() if name != "_generator"}
