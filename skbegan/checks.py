@@ -342,8 +342,8 @@ def check_seed(random_state: Any) -> Any:
             check_random_state(random_state)
     except ValueError as error:
         raise ValueError(
-            "random_state must be None, an integer from 0 to 2**32 - 1 or a numpy RandomState, got "
-            f"{random_state!r:.80}"
+            f"random_state={random_state!r:.80} cannot be used to seed: it must be None, an integer from 0 to "
+            "2**32 - 1 or a numpy RandomState"
         ) from error
     return random_state
 

@@ -127,7 +127,8 @@ class Instance(Rule):
 
     def __call__(self, name: str, value: Any) -> Any:
         if not isinstance(value, _KINDS[self.kind]) or isinstance(value, type):
-            known = " or ".join(f"{cls.__name__}(...)" for cls in _instances(_KINDS[self.kind]))
+            kinds = _KINDS[self.kind].__subclasses__() or [_KINDS[self.kind]]
+            known = " or ".join(f"{cls.__name__}(...)" for cls in kinds)
             raise TypeError(f"{name} must be {known}, got {value!r:.80}")
         return value.checked(name)
 
@@ -466,10 +467,6 @@ def _stage(stage: type[Any], parameters: Mapping[str, Any]) -> Any:
         if name:
             values[field.name] = field.metadata["rule"](name, parameters[name])
     return stage(**values)
-
-
-def _instances(cls: type[Any]) -> list[type[Any]]:
-    return [cls] if not cls.__subclasses__() else cls.__subclasses__()
 
 
 _KINDS: dict[str, type[Parameters]] = {"removal": RemovalMethod, "profile": ProfileAlignment}

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from skbegan import BeGANTransformer
+from skbegan import BeGANTransformer, OnlineRemoval
 from skbegan.datasets import make_cell_images
 
 matplotlib.use("Agg")
@@ -21,7 +21,7 @@ TINY: dict[str, Any] = {
     "pretrain_epochs": 2,
     "removal_epochs": 2,
     "refresh_epochs": 1,
-    "warmup_epochs": 1,
+    "removal": OnlineRemoval(warmup_epochs=1),
     "classifier_epochs": 2,
     "minibatch_size": 16,
     "device": "cpu",

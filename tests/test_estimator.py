@@ -25,7 +25,8 @@ from sklearn.model_selection import GridSearchCV, LeaveOneGroupOut, cross_valida
 from sklearn.pipeline import Pipeline
 from sklearn.svm import SVC
 
-from skbegan import PUBLISHED, BeGANTransformer
+from skbegan import PUBLISHED, BeGANTransformer, OnlineRemoval, ProfileAlignment, PublishedRemoval
+from skbegan.config import Config
 from skbegan.datasets import make_cell_images
 
 QUICK = {**TINY, "pretrain_epochs": 1, "removal_epochs": 1}
@@ -50,7 +51,7 @@ def test_shapes_dtypes_and_fitted_attributes(fitted, cells):
     assert fitted.image_shape_ == fitted.target_shape_ == (16, 16)
     assert fitted.n_features_out_ == 16
     assert fitted.device_ == "cpu"
-    assert set(fitted.history_) == {"pretraining", "batch_removal", "profile", "events"}
+    assert set(fitted.history_) == {"pretraining", "batch_removal", "profile_alignment", "events"}
     assert fitted.get_feature_names_out().tolist() == [f"begantransformer{i}" for i in range(16)]
 
 
@@ -60,8 +61,11 @@ def test_signature_is_keyword_only_and_defaults_are_the_documented_ones():
     documented = {}
     section = BeGANTransformer.__doc__.split("Attributes\n")[0]
     for names, default in re.findall(r"^    ([a-z_, ]+) : .*default=(.+)$", section, re.MULTILINE):
-        documented |= dict.fromkeys(names.split(", "), ast.literal_eval(default))
+        objects = {"OnlineRemoval()": OnlineRemoval(), "ProfileAlignment()": ProfileAlignment()}
+        value = objects[default] if default in objects else ast.literal_eval(default)
+        documented |= dict.fromkeys(names.split(", "), value)
     assert documented == {name: parameter.default for name, parameter in parameters.items()}
+    assert Config.of(documented) == Config()  # the stages have the same defaults
     assert set(PUBLISHED) <= set(parameters)
 
 
@@ -121,17 +125,17 @@ def test_large_sets_are_inferred_in_chunks(fitted, cells, monkeypatch):
     np.testing.assert_allclose(fitted.transform(cells.bf), features, rtol=1e-6, atol=1e-7)
 
 
-@pytest.mark.parametrize("adversary", ["online", "published"])
-def test_same_seed_same_numbers_whatever_the_global_seeds(cells, adversary):
+@pytest.mark.parametrize("removal", [OnlineRemoval(warmup_epochs=1), PublishedRemoval()], ids=["online", "published"])
+def test_same_seed_same_numbers_whatever_the_global_seeds(cells, removal):
     torch.manual_seed(1)
     np.random.seed(1)  # noqa: NPY002
     state, numpy_state = torch.get_rng_state(), np.random.get_state()[1].copy()  # noqa: NPY002
-    first = features_of(cells, adversary=adversary)
+    first = features_of(cells, removal=removal)
     assert torch.equal(state, torch.get_rng_state())
     assert (numpy_state == np.random.get_state()[1]).all()  # noqa: NPY002
     torch.manual_seed(2)
-    np.testing.assert_array_equal(features_of(cells, adversary=adversary), first)
-    assert not np.array_equal(features_of(cells, adversary=adversary, random_state=1), first)
+    np.testing.assert_array_equal(features_of(cells, removal=removal), first)
+    assert not np.array_equal(features_of(cells, removal=removal, random_state=1), first)
 
 
 def test_random_state_may_be_an_instance_or_none(cells):
@@ -265,11 +269,11 @@ def test_no_batch_or_one_batch_skips_stage_two_with_a_warning(cells):
         BeGANTransformer(**{**QUICK, "removal_epochs": 0}).fit(cells.bf, cells.qpi)
 
 
-@pytest.mark.parametrize("adversary", ["online", "published"])
-def test_missing_or_single_cell_type_is_warned_about_and_trained(cells, adversary):
+@pytest.mark.parametrize("removal", [OnlineRemoval(warmup_epochs=1), PublishedRemoval()], ids=["online", "published"])
+def test_missing_or_single_cell_type_is_warned_about_and_trained(cells, removal):
     for kind in (None, ["H69"] * 90):
         with pytest.warns(UserWarning, match="Pass cell_type"):
-            model = BeGANTransformer(**{**QUICK, "adversary": adversary}).fit(cells.bf, cells.qpi, cells.batch, kind)
+            model = BeGANTransformer(**{**QUICK, "removal": removal}).fit(cells.bf, cells.qpi, cells.batch, kind)
         assert "batch" in model.history_["batch_removal"]
         assert "cell_type" not in model.history_["batch_removal"]
 
@@ -288,7 +292,7 @@ def test_confounded_designs_are_warned_about(cells):
 
 
 def test_validation_cells_are_stratified():
-    from skbegan.validation import split_validation
+    from skbegan.fit import split_validation
 
     batch, kind = np.repeat([0, 1, 2], [200, 60, 4]), np.tile([0, 1], 132)
     train, held_out = split_validation(batch, kind, 0.1, 0)
@@ -392,7 +396,7 @@ def test_joblib_round_trip_is_small_and_exact(fitted, cells):
     loaded = joblib_round_trip(fitted)
     np.testing.assert_array_equal(loaded.transform(cells.bf), fitted.transform(cells.bf))
     np.testing.assert_array_equal(loaded.predict_image(cells.bf), fitted.predict_image(cells.bf))
-    weights = sum(value.nbytes for value in fitted._weights.values())
+    weights = sum(value.nbytes for value in fitted._model.weights.values())
     assert len(pickle.dumps(fitted)) < weights + 40_000  # no optimizer, no training data, weights once
 
 
@@ -417,11 +421,11 @@ def test_a_model_of_an_absent_device_says_what_to_do(fitted, cells, monkeypatch)
 
 
 def test_memory_pretrains_once_for_all_stage_two_settings(cells, tmp_path, monkeypatch):
-    from skbegan.core import pretraining
+    from skbegan.core.plans.pretraining import PretrainingPlan
 
     steps = []
-    step = pretraining.Pretraining.step
-    monkeypatch.setattr(pretraining.Pretraining, "step", lambda *a: steps.append(1) or step(*a))
+    step = PretrainingPlan.step
+    monkeypatch.setattr(PretrainingPlan, "step", lambda *a: steps.append(1) or step(*a))
     plain = features_of(cells, batch_weight=5.0)
     n_steps = len(steps)
     features_of(cells, memory=tmp_path)
@@ -432,10 +436,11 @@ def test_memory_pretrains_once_for_all_stage_two_settings(cells, tmp_path, monke
 
 
 def test_checkpoint_dir_resumes_a_fit_that_was_stopped(cells, tmp_path, monkeypatch):
-    from skbegan.core import batch_removal, pretraining
+    from skbegan.core.plans.online import OnlinePlan
+    from skbegan.core.plans.pretraining import PretrainingPlan
 
     expected = features_of(cells, removal_epochs=3)
-    step, calls = batch_removal.BatchRemoval.step, []
+    step, calls = OnlinePlan.step, []
 
     def stop_late(*args: Any) -> Any:
         calls.append(1)
@@ -444,19 +449,19 @@ def test_checkpoint_dir_resumes_a_fit_that_was_stopped(cells, tmp_path, monkeypa
         return step(*args)
 
     with monkeypatch.context() as patch:
-        patch.setattr(batch_removal.BatchRemoval, "step", stop_late)
+        patch.setattr(OnlinePlan, "step", stop_late)
         with pytest.raises(RuntimeError, match="power cut"):
             features_of(cells, removal_epochs=3, checkpoint_dir=tmp_path)
     assert len(list(tmp_path.iterdir())) == 2  # one per stage
-    monkeypatch.delattr(pretraining.Pretraining, "step")  # stage 1 is not done again
+    monkeypatch.delattr(PretrainingPlan, "step")  # stage 1 is not done again
     np.testing.assert_array_equal(features_of(cells, removal_epochs=3, checkpoint_dir=tmp_path), expected)
     assert not list(tmp_path.iterdir())
 
 
 def test_published_parameters_run_the_published_procedure(cells):
-    params = PUBLISHED | {k: v for k, v in QUICK.items() if k != "minibatch_size"}
+    params = PUBLISHED | {k: v for k, v in QUICK.items() if k not in ("minibatch_size", "removal")}
     model = BeGANTransformer(**params).fit(cells.bf, cells.qpi, cells.batch, cells.cell_type)
-    assert model.n_adversaries == 4
+    assert model.removal.n_subsets == 4
     assert any("classifier cell_type fitted" in event for event in model.history_["events"])
     assert model.bf_scale_ == 1.0
 

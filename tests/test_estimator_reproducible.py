@@ -15,6 +15,7 @@ import torch
 from test_estimator_warm_start import began, fit
 
 import skbegan
+from skbegan import OnlineRemoval, PublishedRemoval
 from skbegan.datasets import make_cell_images
 
 
@@ -53,14 +54,14 @@ def assert_unchanged(before: dict[str, Any], what: str) -> None:
         assert value == before[name], f"{what} changed {name}"
 
 
-@pytest.mark.parametrize("adversary", ["online", "published"])
-def test_global_state_is_left_alone(cells, tmp_path, adversary):
-    fit(began(adversary=adversary), cells)  # torch imports more when it is first used
+@pytest.mark.parametrize("removal", [OnlineRemoval(warmup_epochs=0), PublishedRemoval()], ids=["online", "published"])
+def test_global_state_is_left_alone(cells, tmp_path, removal):
+    fit(began(removal=removal), cells)  # torch imports more when it is first used
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         before = global_state()
         during = []
-        params = {"adversary": adversary, "memory": str(tmp_path / "cache"), "checkpoint_dir": tmp_path, "verbose": 0}
+        params = {"removal": removal, "memory": str(tmp_path / "cache"), "checkpoint_dir": tmp_path, "verbose": 0}
         est = began(**params, callback=lambda info: during.append(assert_unchanged(before, info.stage)))
         fit(est, cells)
         assert len(during) == 4

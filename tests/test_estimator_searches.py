@@ -32,7 +32,7 @@ from sklearn.preprocessing import FunctionTransformer, StandardScaler
 from sklearn.svm import SVC
 from test_sklearn_contract import TINY
 
-from skbegan import BeGANTransformer
+from skbegan import BeGANTransformer, OnlineRemoval
 from skbegan.datasets import make_cell_images
 from skbegan.metrics import (
     batch_removal_scorer,
@@ -157,6 +157,9 @@ def test_column_transformer(routing):
 
 
 SEARCHES = {
+    "grid of a method's parameters": lambda est: GridSearchCV(
+        est, {"began__removal__alignment": [0.0, 2.0], "began__profile__matching": [0.0]}, cv=2, error_score="raise"
+    ),
     "grid, leave a batch out": lambda est: GridSearchCV(est, GRID, cv=LeaveOneGroupOut(), error_score="raise"),
     "randomized, stratified groups": lambda est: RandomizedSearchCV(
         est, GRID, n_iter=2, cv=StratifiedGroupKFold(3), random_state=0, error_score="raise"
@@ -177,7 +180,8 @@ def test_searches_over_loss_weights(routing, name):
         warnings.simplefilter("ignore", UserWarning)  # folds leave batches out, and some have few cells
         found = SEARCHES[name](pipe()).fit(BF, KIND, **groups, **metadata(routing))
     assert_scored(found.cv_results_["mean_test_score"])
-    assert found.best_estimator_["began"].batch_weight == found.best_params_["began__batch_weight"]
+    best = found.best_estimator_.get_params()
+    assert {name: best[name] for name in found.best_params_} == found.best_params_
     assert found.predict(BF[:5]).shape == (5,)
 
 
@@ -310,10 +314,11 @@ def test_score_is_a_number_or_an_error():
 def test_a_search_on_the_bare_transformer_chooses_the_model_that_removes_the_batch(tmp_path):
     """Of two settings, the one without batch removal, which the image error would prefer, loses by far."""
     cells = make_cell_images(400, 3, 3, 32, random_state=1)
-    stages = {"pretrain_epochs": 15, "learning_rate": 1e-3, "removal_epochs": 30, "removal_learning_rate": 1e-3}
-    estimator = began(base_width=4, warmup_epochs=2, minibatch_size=32, memory=tmp_path, **stages)
-    names = ("batch_weight", "batch_image_weight", "batch_transfer", "brightfield_transfer", "invariance_weight")
-    off = {name: [0.0] for name in names}
+    stages = {"pretrain_epochs": 15, "learning_rate": 1e-3, "removal_epochs": 30}
+    removal = OnlineRemoval(learning_rate=1e-3, warmup_epochs=2)
+    estimator = began(base_width=4, removal=removal, minibatch_size=32, memory=tmp_path, **stages)
+    expert = ("style_share", "brightfield_style_share", "invariance")
+    off = {name: [0.0] for name in ("batch_weight", "batch_image_weight", *(f"removal__{name}" for name in expert))}
     labels = pd.DataFrame({"batch": cells.batch, "cell_type": cells.cell_type})
     halves = [(np.arange(200), np.arange(200, 400))]
     search = GridSearchCV(estimator, [off, {"batch_weight": [1.0]}], cv=halves, refit=False, error_score="raise")

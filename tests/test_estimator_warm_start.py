@@ -14,12 +14,13 @@ from conftest import TINY
 from sklearn.base import clone
 from sklearn.model_selection import cross_validate
 
-import skbegan
-from skbegan import BeGANTransformer
-from skbegan.core import batch_removal, pretraining
+import skbegan.fit
+from skbegan import BeGANTransformer, OnlineRemoval, PublishedRemoval
+from skbegan.core.plans.online import OnlinePlan
+from skbegan.core.plans.pretraining import PretrainingPlan
 from skbegan.datasets import make_cell_images
 
-QUICK = {**TINY, "base_width": 2, "n_features": 8, "warmup_epochs": 0}
+QUICK = {**TINY, "base_width": 2, "n_features": 8, "removal": OnlineRemoval(warmup_epochs=0)}
 
 
 def began(**params: Any) -> BeGANTransformer:
@@ -34,8 +35,7 @@ def fit(est: BeGANTransformer, cells: Any) -> BeGANTransformer:
 def started(monkeypatch) -> dict[str, list[dict[str, np.ndarray]]]:
     """The networks' weights as each stage found them."""
     seen: dict[str, list[Any]] = {"pretraining": [], "batch_removal": []}
-    for module, name in ((pretraining, "Pretraining"), (batch_removal, "BatchRemoval")):
-        stage = getattr(module, name)
+    for stage in (PretrainingPlan, OnlinePlan):
         plain = stage.begin_epoch
 
         def begin_epoch(self: Any, epoch: int, cells: Any, plain: Any = plain) -> None:
@@ -59,7 +59,7 @@ def same(network: dict[str, np.ndarray], weights: dict[str, np.ndarray]) -> bool
 
 def test_stage_two_goes_on_from_the_fitted_networks(cells, started):
     est = fit(began(warm_start=True), cells)
-    weights, discriminator = est._weights, est._discriminator
+    weights, discriminator = est._model.weights, est._model.discriminator
     before, history = est.transform(cells.bf), pickle.loads(pickle.dumps(est.history_))
     fit(est.set_params(batch_weight=3.0, removal_epochs=3), cells)
     assert [len(networks) for networks in started.values()] == [1, 2]  # stage 1 is not repeated
@@ -75,7 +75,7 @@ def test_stage_two_goes_on_from_the_fitted_networks(cells, started):
 
 def test_a_pretrained_model_goes_on_to_stage_two(cells, started):
     est = fit(began(warm_start=True, removal_epochs=0), cells)
-    weights = est._weights
+    weights = est._model.weights
     fit(est.set_params(removal_epochs=1), cells)
     assert [len(networks) for networks in started.values()] == [1, 1]
     assert same(started["batch_removal"][0][0], weights)
@@ -84,24 +84,21 @@ def test_a_pretrained_model_goes_on_to_stage_two(cells, started):
 
 def test_stage_one_goes_on_where_there_is_no_stage_two(cells, started):
     est = fit(began(warm_start=True, removal_epochs=0, memory=None), cells)
-    weights, discriminator = est._weights, est._discriminator
+    weights, discriminator = est._model.weights, est._model.discriminator
     fit(est.set_params(pretrain_epochs=1), cells)
     assert same(started["pretraining"][1][0], weights) and same(started["pretraining"][1][1], discriminator)
     assert est.history_["pretraining"]["epoch"] == [1, 2, 3]
 
 
 def test_standardisation_and_validation_cells_stay_and_the_order_does_not(cells, monkeypatch):
-    from skbegan.core import recipe
-
     calls = []
-    plain = recipe.remove_batch
-    monkeypatch.setattr(
-        recipe,
-        "remove_batch",
-        lambda arrays, start, p, seeds, *a, **k: (
-            calls.append((arrays, seeds)) or plain(arrays, start, p, seeds, *a, **k)
-        ),
-    )
+
+    class Watched(skbegan.fit._Stages):
+        def run(self, *args: Any) -> Any:
+            calls.append((self.split, self.seeds))
+            return super().run(*args)
+
+    monkeypatch.setattr(skbegan.fit, "_Stages", Watched)
     est = fit(began(warm_start=True), cells)
     scaling = est.bf_mean_, est.bf_scale_, est.qpi_mean_, est.qpi_scale_
     fit(est, cells)
@@ -123,11 +120,12 @@ def test_a_warm_start_is_reproducible_and_takes_other_cells(cells):
 def test_without_warm_start_a_fit_starts_anew_and_keeps_no_discriminator(cells):
     est = fit(began(), cells)
     first = est.transform(cells.bf)
-    assert not hasattr(est, "_discriminator")
+    assert est._model.discriminator is None
     np.testing.assert_array_equal(fit(est, cells).transform(cells.bf), first)
     np.testing.assert_array_equal(fit(began(warm_start=True), cells).transform(cells.bf), first)
-    assert not hasattr(fit(fit(began(warm_start=True), cells).set_params(warm_start=False), cells), "_discriminator")
-    assert not hasattr(clone(fit(began(warm_start=True), cells)), "_discriminator")
+    again = fit(fit(began(warm_start=True), cells).set_params(warm_start=False), cells)
+    assert again._model.discriminator is None
+    assert clone(fit(began(warm_start=True), cells))._model is None
 
 
 def test_what_does_not_fit_is_refused_and_the_model_kept(cells):
@@ -158,19 +156,17 @@ def test_a_loaded_model_goes_on(cells, started, how, tmp_path):
     else:
         skbegan.save(est, tmp_path / "m")
         again = fit(skbegan.load(tmp_path / "m"), cells)
-        assert same(started["batch_removal"][1][0], est._weights)
-        assert not same(started["batch_removal"][1][1], est._discriminator)  # a new one
+        assert same(started["batch_removal"][1][0], est._model.weights)
+        assert not same(started["batch_removal"][1][1], est._model.discriminator)  # a new one
         assert again.history_["batch_removal"]["epoch"] == [1, 2, 3, 4]
 
 
 def test_an_interrupted_warm_start_resumes(cells, tmp_path, monkeypatch):
     est = fit(began(warm_start=True, checkpoint_dir=tmp_path), cells)
     expected = fit(pickle.loads(pickle.dumps(est)), cells).transform(cells.bf)
-    step, calls = batch_removal.BatchRemoval.step, []
+    step, calls = OnlinePlan.step, []
     with monkeypatch.context() as patch:
-        patch.setattr(
-            batch_removal.BatchRemoval, "step", lambda *a: calls.append(1) or (1 / (len(calls) < 8), step(*a))[1]
-        )
+        patch.setattr(OnlinePlan, "step", lambda *a: calls.append(1) or (1 / (len(calls) < 8), step(*a))[1])
         with pytest.raises(ZeroDivisionError):
             fit(est, cells)
     assert len(list(tmp_path.iterdir())) == 1
@@ -206,10 +202,10 @@ def test_callback_is_told_of_every_epoch(cells):
     np.testing.assert_array_equal(est.transform(cells.bf), fit(began(removal_epochs=3), cells).transform(cells.bf))
 
 
-@pytest.mark.parametrize("adversary", ["online", "published"])
-def test_callback_ends_a_stage_early(cells, adversary):
+@pytest.mark.parametrize("removal", [OnlineRemoval(warmup_epochs=0), PublishedRemoval()], ids=["online", "published"])
+def test_callback_ends_a_stage_early(cells, removal):
     callback = Recorder(pretraining=2, batch_removal=1)
-    est = fit(began(adversary=adversary, callback=callback, pretrain_epochs=5, removal_epochs=4), cells)
+    est = fit(began(removal=removal, callback=callback, pretrain_epochs=5, removal_epochs=4), cells)
     assert est.history_["pretraining"]["epoch"] == [1, 2]
     assert est.history_["batch_removal"]["epoch"] == [1]
     assert "pretraining: stopped by the callback after epoch 2 of 5" in est.history_["events"]
@@ -267,7 +263,7 @@ def test_memory_keeps_no_stage_that_was_stopped(cells, tmp_path):
 
 def test_ctrl_c_with_memory_leaves_a_usable_model_and_no_cache(cells, tmp_path, monkeypatch):
     full = fit(began(), cells).transform(cells.bf)
-    step, calls = pretraining.Pretraining.step, []
+    step, calls = PretrainingPlan.step, []
 
     def interrupt(*args: Any) -> Any:
         calls.append(1)
@@ -276,7 +272,7 @@ def test_ctrl_c_with_memory_leaves_a_usable_model_and_no_cache(cells, tmp_path, 
         return step(*args)
 
     with monkeypatch.context() as patch:
-        patch.setattr(pretraining.Pretraining, "step", interrupt)
+        patch.setattr(PretrainingPlan, "step", interrupt)
         with pytest.warns(RuntimeWarning, match="pretraining: interrupted in epoch 2 of 2"):
             est = fit(began(memory=tmp_path), cells)
     assert est.history_["pretraining"]["epoch"] == [1] and "batch_removal" not in est.history_
@@ -287,7 +283,7 @@ def test_a_stage_stopped_by_callback_is_not_taken_further_by_a_resumed_fit(cells
     params = {"checkpoint_dir": tmp_path, "pretrain_epochs": 4, "callback": functools.partial(_stop_at, epoch=2)}
     expected = fit(began(**{**params, "checkpoint_dir": None}), cells).transform(cells.bf)
     with monkeypatch.context() as patch:
-        patch.delattr(batch_removal.BatchRemoval, "step")
+        patch.delattr(OnlinePlan, "step")
         with pytest.raises(AttributeError):
             fit(began(**params), cells)
     est = fit(began(**params), cells)

@@ -7,19 +7,21 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from skbegan.core.device import Adam, new_rng
-from skbegan.core.networks import (
+from skbegan.core.classifiers import (
     BATCH_HIDDEN,
     CELL_TYPE_HIDDEN,
-    Discriminator,
-    DoublingConv2d,
     FeatureClassifier,
     FeatureClassifierGroup,
+    ImageClassifier,
+)
+from skbegan.core.engine import Adam, new_rng
+from skbegan.core.networks import (
+    Discriminator,
+    DoublingConv2d,
     Generator,
     HalvingConv2d,
-    ImageClassifier,
     SameConv2d,
-    build,
+    new_network,
     scale_last_layer,
 )
 
@@ -34,39 +36,39 @@ def count(network: torch.nn.Module, trainable: bool = False) -> int:
 
 def test_parameter_counts_are_the_published_ones():
     rng = new_rng(0)
-    generator = build(Generator, 128, rng=rng)
+    generator = new_network(Generator, 128, rng=rng)
     assert count(generator) == 41_909_997
     assert count(generator, trainable=True) == 41_902_069
-    assert count(build(Discriminator, rng=rng)) == 6_964_161
-    assert count(build(ImageClassifier, 128, 7, rng=rng)) == 7_021_511
-    assert count(build(FeatureClassifier, 512, 7, CELL_TYPE_HIDDEN, rng=rng)) == 159_857
-    assert count(build(FeatureClassifier, 128, 7, BATCH_HIDDEN, rng=rng)) == 14_932
+    assert count(new_network(Discriminator, rng=rng)) == 6_964_161
+    assert count(new_network(ImageClassifier, 128, 7, rng=rng)) == 7_021_511
+    assert count(new_network(FeatureClassifier, 512, 7, CELL_TYPE_HIDDEN, rng=rng)) == 159_857
+    assert count(new_network(FeatureClassifier, 128, 7, BATCH_HIDDEN, rng=rng)) == 14_932
 
 
 @pytest.mark.parametrize("side", [16, 32, 64, 128, 256, 512])
 def test_shapes_at_every_side_and_channel_count(side):
     rng = new_rng(0)
-    generator = build(Generator, side, base_width=4, n_features=20, in_channels=2, out_channels=3, rng=rng)
+    generator = new_network(Generator, side, base_width=4, n_features=20, in_channels=2, out_channels=3, rng=rng)
     source = torch.randn(2, 2, side, side, generator=rng)
     image, features = generator(source, rng)
     assert image.shape == (2, 3, side, side)
     assert features.shape == (2, 20)
     assert (features >= 0).all()
-    discriminator = build(Discriminator, base_width=4, in_channels=2, out_channels=3, rng=rng)
+    discriminator = new_network(Discriminator, base_width=4, in_channels=2, out_channels=3, rng=rng)
     assert discriminator(source, image).shape == (2, 1, side // 8, side // 8)
-    classifier = build(ImageClassifier, side, 5, base_width=4, in_channels=3, n_conditions=2, rng=rng)
+    classifier = new_network(ImageClassifier, side, 5, base_width=4, in_channels=3, n_conditions=2, rng=rng)
     assert classifier(image, torch.eye(2)).shape == (2, 5)
 
 
 @pytest.mark.parametrize("side", [8, 48, 1024])
 def test_other_sides_are_refused(side):
     with pytest.raises(ValueError, match=f"power of two from 16 to 512, got {side}"):
-        build(Generator, side, base_width=4, rng=new_rng(0))
+        new_network(Generator, side, base_width=4, rng=new_rng(0))
 
 
 def test_head_widths():
     def head(**kwargs):
-        generator = build(Generator, 16, n_features=4, rng=new_rng(0), **kwargs)
+        generator = new_network(Generator, 16, n_features=4, rng=new_rng(0), **kwargs)
         return [generator.to_full_size.conv.out_channels, *(level[0].out_channels for level in generator.head)]
 
     assert head(base_width=64) == [32, 16, 8, 4]
@@ -77,13 +79,13 @@ def test_head_widths():
 def test_sizes_are_read_off_the_weights():
     sizes = {"base_width": 5, "n_features": 7, "in_channels": 2, "out_channels": 3, "head_widths": [3, 2, 1, 1]}
     for side in (16, 64):
-        state = build(Generator, side, rng=new_rng(0), **sizes).state_dict()
+        state = new_network(Generator, side, rng=new_rng(0), **sizes).state_dict()
         assert Generator.sizes_of({name: value.shape for name, value in state.items()}) == {"side": side, **sizes}
 
 
 @pytest.mark.parametrize("side", [1, 2, 5, 8])
 def test_offsets_of_same_convolution_are_one_before_two_after(side):
-    conv = build(SameConv2d, 2, 3, rng=new_rng(1)).double()
+    conv = new_network(SameConv2d, 2, 3, rng=new_rng(1)).double()
     x = torch.randn(2, 2, side, side, generator=new_rng(2), dtype=torch.float64)
     expected = F.conv2d(F.pad(x, (1, 2, 1, 2)), conv.weight, conv.bias)
     torch.testing.assert_close(conv(x), expected, rtol=1e-12, atol=1e-12)
@@ -91,7 +93,7 @@ def test_offsets_of_same_convolution_are_one_before_two_after(side):
 
 @pytest.mark.parametrize("side", [1, 2, 5, 8])
 def test_flipped_convolution_equals_transposed_one_cropped_by_one_first_two_last(side):
-    conv = build(SameConv2d, 2, 3, 2, rng=new_rng(1)).double()
+    conv = new_network(SameConv2d, 2, 3, 2, rng=new_rng(1)).double()
     x = torch.randn(2, 2, side, side, generator=new_rng(2), dtype=torch.float64)
     full = F.conv_transpose2d(x, conv.weight.flip(2, 3).transpose(0, 1), conv.bias)
     torch.testing.assert_close(conv(x), full[..., 1:-2, 1:-2], rtol=1e-12, atol=1e-12)
@@ -99,7 +101,7 @@ def test_flipped_convolution_equals_transposed_one_cropped_by_one_first_two_last
 
 def test_strided_offsets_centre_the_kernel_on_the_pixel_pair():
     """Stride 2 pads one pixel on each side, its transposed form crops one: an image of one pixel shows both."""
-    generator = build(Generator, 16, base_width=4, n_features=4, rng=new_rng(0))
+    generator = new_network(Generator, 16, base_width=4, n_features=4, rng=new_rng(0))
     conv, transposed = generator.encoder[0].conv, generator.to_full_size.conv
     x = torch.zeros(1, 1, 16, 16)
     x[..., 6, 8] = 1.0
@@ -114,7 +116,7 @@ def test_strided_offsets_centre_the_kernel_on_the_pixel_pair():
 
 
 def test_dropout_acts_only_with_a_source_of_randomness_and_only_on_two_levels():
-    generator = build(Generator, 32, base_width=4, n_features=8, rng=new_rng(0)).train()
+    generator = new_network(Generator, 32, base_width=4, n_features=8, rng=new_rng(0)).train()
     x = torch.randn(4, 1, 32, 32, generator=new_rng(1))
     with torch.no_grad():
         image, features = generator(x)
@@ -130,13 +132,13 @@ def test_dropout_acts_only_with_a_source_of_randomness_and_only_on_two_levels():
 
 def test_building_and_dropout_leave_the_global_random_state_alone():
     before = torch.get_rng_state()
-    generator = build(Generator, 16, base_width=4, n_features=8, rng=new_rng(0))
+    generator = new_network(Generator, 16, base_width=4, n_features=8, rng=new_rng(0))
     generator(torch.zeros(2, 1, 16, 16), new_rng(1))
     assert torch.equal(before, torch.get_rng_state())
 
 
 def test_initial_weights():
-    generator = build(Generator, 32, base_width=32, n_features=64, rng=new_rng(0))
+    generator = new_network(Generator, 32, base_width=32, n_features=64, rng=new_rng(0))
     weight = generator.encoder[3].conv.weight
     assert abs(float(weight.detach().std()) - 0.02) < 5e-4
     assert abs(float(weight.detach().mean())) < 5e-4
@@ -144,16 +146,16 @@ def test_initial_weights():
     norm = generator.encoder[3].norm
     assert (norm.eps, norm.momentum) == (1e-3, 0.01)
     assert torch.equal(norm.running_var, torch.ones_like(norm.running_var))
-    same = build(Generator, 32, base_width=32, n_features=64, rng=new_rng(0))
+    same = new_network(Generator, 32, base_width=32, n_features=64, rng=new_rng(0))
     assert torch.equal(same.encoder[3].conv.weight, weight)
 
 
 def test_group_of_classifiers_equals_its_members():
-    group = build(FeatureClassifierGroup, 3, 6, 4, (5, 7), rng=new_rng(0))
+    group = new_network(FeatureClassifierGroup, 3, 6, 4, (5, 7), rng=new_rng(0))
     x = torch.randn(10, 3, 6, generator=new_rng(1))
     logits = group(x)
     for index in range(3):
-        member = build(FeatureClassifier, 6, 4, (5, 7), rng=new_rng(0))
+        member = new_network(FeatureClassifier, 6, 4, (5, 7), rng=new_rng(0))
         with torch.no_grad():
             for layer, weight, bias in zip([*member.hidden, member.out], group.weights, group.biases, strict=True):
                 layer.weight.copy_(weight[index].T)
@@ -189,7 +191,7 @@ def test_small_maps_are_multiplied_with_the_same_result_and_gradients(network_cl
     if network_class is HalvingConv2d and side == 1:
         return
     rng = new_rng(0)
-    conv = build(network_class, 3, 5, rng=rng).double().to(memory_format=torch.channels_last)
+    conv = new_network(network_class, 3, 5, rng=rng).double().to(memory_format=torch.channels_last)
     with torch.no_grad():
         conv.bias.copy_(torch.randn(5, generator=rng))
     x = torch.randn(2, 3, side, side, generator=rng, dtype=torch.float64, requires_grad=True)
@@ -210,7 +212,10 @@ def test_small_maps_are_really_multiplied(monkeypatch):
     def refuse(*args, **kwargs):
         raise AssertionError("the slow kernel was asked")
 
-    conv, transposed = build(HalvingConv2d, 3, 5, rng=new_rng(0)), build(DoublingConv2d, 3, 5, rng=new_rng(0))
+    conv, transposed = (
+        new_network(HalvingConv2d, 3, 5, rng=new_rng(0)),
+        new_network(DoublingConv2d, 3, 5, rng=new_rng(0)),
+    )
     monkeypatch.setattr(torch.nn.Conv2d, "forward", refuse)
     monkeypatch.setattr(torch.nn.ConvTranspose2d, "forward", refuse)
     conv(torch.zeros(1, 3, 8, 8))
@@ -228,7 +233,7 @@ def test_a_scaled_last_layer_starts_with_images_of_about_unit_variance():
         return float(generator(source)[0].std())
 
     def make():
-        return build(Generator, 32, base_width=16, n_features=32, rng=new_rng(0))
+        return new_network(Generator, 32, base_width=16, n_features=32, rng=new_rng(0))
 
     published, scaled = make(), scale_last_layer(make())
     assert spread(published) < 0.2

@@ -18,8 +18,9 @@ import torch
 from torch import nn
 
 from skbegan.core import networks
-from skbegan.core.networks import Decoding, Encoding, Generator, ImageClassifier, SameConv2d, build
-from skbegan.keras_import import load_keras_generator, read_keras_network
+from skbegan.core.classifiers import ImageClassifier
+from skbegan.core.networks import Decoding, Encoding, Generator, SameConv2d, new_network
+from skbegan.io.keras import load_keras_generator, read_keras_network
 
 KERAS = Path(__file__).parent / "data" / "keras"
 PRECISIONS = {"f32": (torch.float32, 1e-5), "f64": (torch.float64, 1e-12)}
@@ -316,7 +317,7 @@ def write_keras_file(path, network, *, config=True, whole_model=True, edit=None)
 def random_network(network_class, *args, **kwargs):
     """A network whose normalisations are not the identity."""
     rng = torch.Generator().manual_seed(3)
-    network = build(network_class, *args, rng=rng, **kwargs)
+    network = new_network(network_class, *args, rng=rng, **kwargs)
     with torch.no_grad():
         for module in network.modules():
             if isinstance(module, nn.Conv2d | nn.ConvTranspose2d | nn.Linear):
@@ -499,5 +500,5 @@ def test_layer_names_in_pieces(tmp_path, io):
         for piece, part in enumerate(np.array_split(names, 3)):
             file["model_weights"].attrs[f"layer_names{piece}"] = part
     pieces = load_keras_generator(path)
-    assert whole._weights.keys() == pieces._weights.keys()
-    assert all(np.array_equal(whole._weights[name], pieces._weights[name]) for name in whole._weights)
+    assert whole._model.weights.keys() == pieces._model.weights.keys()
+    assert all(np.array_equal(whole._model.weights[name], pieces._model.weights[name]) for name in whole._model.weights)

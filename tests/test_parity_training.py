@@ -16,14 +16,15 @@ import pytest
 import torch
 from torch import nn
 
+from skbegan.config import Pretraining, PublishedRemoval, Removal
 from skbegan.core import classifiers
-from skbegan.core.batch_removal import Design, RemovalWeights, fool_targets
-from skbegan.core.data import Minibatch
-from skbegan.core.device import Adam, new_rng, place
-from skbegan.core.networks import Generator, SameConv2d, build
-from skbegan.core.pretraining import Pretraining
-from skbegan.core.published_removal import FeatureSubsets, PublishedRemoval
-from skbegan.keras_import import read_keras_network
+from skbegan.core.engine import Adam, Engine, new_rng, place
+from skbegan.core.networks import Generator, SameConv2d, new_network
+from skbegan.core.plans.pretraining import PretrainingPlan
+from skbegan.core.plans.published import FeatureSubsets, PublishedPlan
+from skbegan.data.cells import Minibatch
+from skbegan.design import Design
+from skbegan.io.keras import read_keras_network
 
 DATA = Path(__file__).parent / "data"
 KERAS, TRAINING = DATA / "keras", DATA / "keras_training"
@@ -131,7 +132,7 @@ def initial_generator(dtype):
     """The generator of the fixtures, whose dropout rate is 0."""
     state = read_keras_network(KERAS / "generator.h5").state_dict()
     sizes = Generator.sizes_of({name: value.shape for name, value in state.items()})
-    generator = build(Generator, **sizes, dropout=0.0, rng=new_rng(0))
+    generator = new_network(Generator, **sizes, dropout=0.0, rng=new_rng(0))
     generator.load_state_dict(state)
     return place(generator, CPU, dtype)
 
@@ -141,16 +142,17 @@ def initial_discriminator(dtype):
 
 
 def stage_1(dtype):
-    return Pretraining(
-        initial_generator(dtype),
-        initial_discriminator(dtype),
+    config = Pretraining(
+        image=100.0,
         learning_rate=LEARNING_RATES["generator"],
         discriminator_learning_rate=LEARNING_RATES["discriminator"],
-        adversarial_weight=1.0,
-        image_weight=100.0,
-        rng=new_rng(0),
-        dtype=dtype,
+        augment=False,
     )
+    return PretrainingPlan(config, initial_generator(dtype), initial_discriminator(dtype), engine_of(dtype))
+
+
+def engine_of(dtype):
+    return Engine(CPU, dtype, dict.fromkeys(("order", "dropout", "classifiers"), 0))
 
 
 def fill_subsets(subsets, lists):
@@ -168,27 +170,22 @@ def fill_subsets(subsets, lists):
 def stage_2(dtype):
     fooled = [stored("batches")[f"fake_batch_onehot{step}"] for step in STEPS]
     assert all((onehot.argmax(1) == 0).all() for onehot in fooled)  # every cell, whatever its batch, is to look like 0
-    none = torch.zeros(0, dtype=torch.int64)
-    stage = PublishedRemoval(
-        initial_generator(dtype),
-        initial_discriminator(dtype),
-        design=Design(3, 4, fool_targets(none, none, 3, 4, "reference", reference=0)),
-        weights=RemovalWeights(
-            adversarial=1.0, image=300.0, cell_type=100.0, cell_type_image=100.0, batch=100.0, batch_image=100.0
-        ),
-        base_width=4,
-        learning_rate=LEARNING_RATES["generator"],
+    config = Removal(
+        adversarial=1.0,
+        image=300.0,
+        cell_type=100.0,
+        cell_type_image=100.0,
+        batch=100.0,
+        batch_image=100.0,
+        batch_target="reference",
         discriminator_learning_rate=LEARNING_RATES["discriminator"],
-        classifier_learning_rate=1e-3,
-        adversary_learning_rate=0.05,
-        n_subsets=4,
-        refresh_epochs=5,
-        classifier_epochs=100,
         minibatch_size=4,
-        seed=0,
-        rng=new_rng(0),
-        dtype=dtype,
+        augment=False,
     )
+    method = PublishedRemoval(learning_rate=LEARNING_RATES["generator"])
+    networks = initial_generator(dtype), initial_discriminator(dtype)
+    design = Design(np.ones((4, 3), int), reference=0)
+    stage = PublishedPlan(config, method, 4, *networks, design, engine_of(dtype))
     files = {"cell_type": "cell_mlp", "cell_type_image": "cell_cnn", "batch_image": "batch_cnn"}
     for name, file in files.items():
         stage.classifiers[name].load_state_dict(read_keras_network(KERAS / f"{file}.h5").state_dict())
@@ -420,7 +417,7 @@ def test_parity_classifier_fit(monkeypatch, name, learning_rate, precision):
         minibatch_size=4,
         rng=new_rng(0),
         holdout=0.0,
-        dtype=dtype,
+        engine=Engine(CPU, dtype),
     )
     loss, accuracy = np.array(recorded[:3]).T
     reference = theirs[f"{name}_loss_acc_{precision}"]
@@ -491,10 +488,10 @@ def test_parity_adam_differs_from_torch_in_the_place_of_epsilon_only():
 def test_parity_torchs_own_adam_shows_in_the_weights():
     """Three steps of stage 1 with torch's place for epsilon: the losses hardly tell, the weights do."""
     stage, theirs = stage_1(torch.float64), stored("stage1")
-    stage.generator_optimizer, stage.discriminator_optimizer = (
-        torch.optim.Adam(network.parameters(), lr=LEARNING_RATES[name], betas=Adam.BETAS, eps=Adam.EPSILON)
-        for name, network in (("generator", stage.generator), ("discriminator", stage.discriminator))
-    )
+    for name, network in stage.networks.items():
+        stage.engine.optimizers[name] = torch.optim.Adam(
+            network.parameters(), lr=LEARNING_RATES[name], betas=Adam.BETAS, eps=Adam.EPSILON
+        )
     before, errors = weights(stage.generator), []
     for step in STEPS:
         losses = stage.step(minibatch(step, torch.float64), progress=0.0)

@@ -24,7 +24,7 @@ from sklearn.utils import get_tags
 from sklearn.utils.estimator_checks import parametrize_with_checks
 from sklearn.utils.validation import check_is_fitted
 
-from skbegan import BeGANTransformer
+from skbegan import BeGANTransformer, OnlineRemoval, PublishedRemoval
 from skbegan.datasets import make_cell_images
 
 TINY: dict[str, Any] = {
@@ -32,7 +32,7 @@ TINY: dict[str, Any] = {
     "n_features": 8,
     "pretrain_epochs": 1,
     "removal_epochs": 1,
-    "warmup_epochs": 0,
+    "removal": OnlineRemoval(warmup_epochs=0),
     "classifier_epochs": 1,
     "minibatch_size": 16,
     "device": "cpu",
@@ -72,7 +72,7 @@ class Configuration:
 
 CONFIGURATIONS = {
     "default": Configuration({}),
-    "published": Configuration({"adversary": "published", "batch_target": "reference", "n_adversaries": 4}),
+    "published": Configuration({"removal": PublishedRemoval(), "batch_target": "reference"}),
     "pretrained": Configuration({"removal_epochs": 0, "warm_start": True}),
     "minibatch": Configuration({"inference": "minibatch", "standardize": False, "augment": False}),
     "float64": Configuration({"precision": "float64", "validation_fraction": 0.0}),

@@ -3,44 +3,46 @@
 from __future__ import annotations
 
 import contextlib
-import inspect
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from skbegan import PUBLISHED, BeGANTransformer
-from skbegan.core import device as device_module
-from skbegan.core import recipe
-from skbegan.core.data import ImageStack, Scaling
-from skbegan.core.device import autocast, is_bfloat16_faster, new_rng, resolve_precision, undisturbed
+from skbegan import PUBLISHED, BeGANTransformer, OnlineRemoval
+from skbegan.config import Config
+from skbegan.core import engine as engine_module
+from skbegan.core.engine import Engine, autocast, has_bfloat16_units, new_rng, resolve_precision, undisturbed
 from skbegan.core.inference import fold, infer, is_folded
-from skbegan.core.networks import Generator, build
+from skbegan.core.networks import Generator, new_network, to_numpy
+from skbegan.core.plans import online, pretraining, published
+from skbegan.core.plans.pretraining import Start
+from skbegan.data.cells import Cells
+from skbegan.data.source import ImageSource, Scaling
+from skbegan.design import Design
 
 SIDE, N_TYPES, N_BATCHES = 16, 3, 2
 
 
-def prepared(name: str) -> recipe.Prepared:
-    """Return a stage ready to run: "pretraining", "published" or "default"."""
-    rng = np.random.default_rng(0)
-    n = 48
-    images = rng.normal(size=(2, n, SIDE, SIDE)).astype(np.float32)
-    codes = np.arange(n)
-    arrays = recipe.Arrays(
-        *images, codes % N_BATCHES, codes % N_TYPES, codes, codes[:0], Scaling.identity(1), Scaling.identity(1)
-    )
-    settings = {name: p.default for name, p in inspect.signature(BeGANTransformer).parameters.items()}
-    settings |= PUBLISHED if name == "published" else {}
-    settings |= {"base_width": 4, "n_features": 16, "minibatch_size": 12, "classifier_epochs": 1, "warmup_epochs": 1}
-    seeds = {name: 0 for name in ("weights", "order", "dropout", "classifiers")}
-    stage_1 = recipe.prepare_pretraining(arrays, settings, seeds, "cpu")
+def prepared(name: str) -> tuple[Any, Cells]:
+    """Return a plan ready to run, and its cells: "pretraining", "published" or "default"."""
+    images = np.random.default_rng(0).normal(size=(2, 48, SIDE, SIDE)).astype(np.float32)
+    codes = np.arange(48)
+    sources = [ImageSource(x, Scaling.identity(1), torch.device("cpu")) for x in images]
+    cells = Cells(*sources, codes % N_BATCHES, codes % N_TYPES, codes)
+    small = {"base_width": 4, "n_features": 16, "minibatch_size": 12, "classifier_epochs": 1}
+    parameters = PUBLISHED | small if name == "published" else small | {"removal": OnlineRemoval(warmup_epochs=1)}
+    config = Config.of(BeGANTransformer(**parameters).get_params(deep=False))
+    design = Design.of(codes % N_BATCHES, codes % N_TYPES, N_BATCHES, N_TYPES)
+    seeds = dict.fromkeys(("weights", "order", "dropout", "classifiers"), 0)
+    engine = Engine(torch.device("cpu"), seeds=seeds)
+    stage_1 = pretraining.build(config, cells, design, engine)
     if name == "pretraining":
-        return stage_1
-    weights = (recipe.to_numpy(network) for network in (stage_1.stage.generator, stage_1.stage.discriminator))
-    outcome = recipe.Outcome(*weights, history={"epoch": []}, events=[], interrupted=False)
-    design = {"n_batches": N_BATCHES, "n_cell_types": N_TYPES, "reference": 0}
-    return recipe.prepare_removal(arrays, outcome, settings, seeds, "cpu", **design)
+        return stage_1, cells
+    start = Start(to_numpy(stage_1.generator), to_numpy(stage_1.discriminator))
+    module = published if name == "published" else online
+    return module.build(config, cells, design, Engine(torch.device("cpu"), seeds=seeds), start), cells
 
 
 class HostReads(TorchDispatchMode):
@@ -77,12 +79,12 @@ def no_copies_to_the_host(monkeypatch):
 
 @pytest.mark.parametrize("name", ["pretraining", "published", "default"])
 def test_a_step_never_waits_for_the_device(name, monkeypatch):
-    ready = prepared(name)
-    ready.stage.begin_epoch(0, ready.cells)
-    minibatch = ready.cells.take(torch.arange(12))
-    ready.stage.step(ready.prepare(minibatch), 0.4)  # the first step sets up what later ones use
+    plan, cells = prepared(name)
+    plan.begin_epoch(0, cells)
+    minibatch = cells.take(torch.arange(12))
+    plan.step(minibatch, 0.4)  # the first step sets up what later ones use
     with HostReads() as reads, no_copies_to_the_host(monkeypatch):
-        losses = ready.stage.step(ready.prepare(minibatch), 0.5)
+        losses = plan.step(minibatch, 0.5)
     assert reads.found == []
     assert all(isinstance(loss, torch.Tensor) for loss in losses.values())
 
@@ -99,15 +101,15 @@ def test_waiting_would_be_seen(monkeypatch):
 
 @pytest.mark.parametrize(("name", "scaled"), [("pretraining", True), ("published", False)])
 def test_only_standardised_targets_scale_the_last_layer(name, scaled):
-    weight = prepared(name).stage.generator.to_image.weight
+    weight = prepared(name)[0].generator.to_image.weight
     assert (float(weight.std()) > 0.1) is scaled
 
 
 @pytest.mark.parametrize(("name", "encoded"), [("pretraining", 1), ("published", 1), ("default", 2)])
 def test_a_step_runs_the_generator_once(name, encoded, monkeypatch):
     # The default also encodes, without decoding, a second view of the cells.
-    ready = prepared(name)
-    ready.stage.begin_epoch(0, ready.cells)
+    plan, cells = prepared(name)
+    plan.begin_epoch(0, cells)
     calls = {"encode": 0, "decode": 0}
     for method in calls:
         original = getattr(Generator, method)
@@ -117,19 +119,19 @@ def test_a_step_runs_the_generator_once(name, encoded, monkeypatch):
             return original(self, *args, **kwargs)
 
         monkeypatch.setattr(Generator, method, counted)
-    ready.stage.step(ready.prepare(ready.cells.take(torch.arange(12))), 0.5)
+    plan.step(cells.take(torch.arange(12)), 0.5)
     assert calls == {"encode": encoded, "decode": 1}
 
 
 def test_frozen_networks_get_no_gradients_of_their_weights():
-    ready = prepared("published")
-    ready.stage.begin_epoch(0, ready.cells)
-    for network in ready.stage.classifiers.values():
+    plan, cells = prepared("published")
+    plan.begin_epoch(0, cells)
+    for network in plan.classifiers.values():
         network.zero_grad(set_to_none=True)
-    ready.stage.step(ready.cells.take(torch.arange(12)), 0.5)
-    parameters = [p for network in ready.stage.classifiers.values() for p in network.parameters()]
+    plan.step(cells.take(torch.arange(12)), 0.5)
+    parameters = [p for network in plan.classifiers.values() for p in network.parameters()]
     assert all(p.grad is None for p in parameters)
-    assert any(p.grad is not None for p in ready.stage.generator.parameters())
+    assert any(p.grad is not None for p in plan.generator.parameters())
 
 
 # Inference --------------------------------------------------------------------------------------------------------
@@ -138,7 +140,7 @@ def test_frozen_networks_get_no_gradients_of_their_weights():
 def trained_generator() -> Generator:
     """Return a generator whose BatchNorm layers all do something."""
     rng = new_rng(0)
-    generator = build(Generator, SIDE, base_width=4, n_features=8, in_channels=2, out_channels=3, rng=rng)
+    generator = new_network(Generator, SIDE, base_width=4, n_features=8, in_channels=2, out_channels=3, rng=rng)
     for module in generator.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
             for values in (module.weight, module.bias, module.running_mean):
@@ -151,7 +153,7 @@ def trained_generator() -> Generator:
 @pytest.mark.parametrize("want", ["features", "images"])
 def test_a_folded_generator_says_the_same(dtype, tolerance, want):
     images = np.random.default_rng(0).normal(size=(10, SIDE, SIDE, 2))
-    stack = ImageStack(images, Scaling.identity(2), torch.device("cpu"), dtype)
+    stack = ImageSource(images, Scaling.identity(2), torch.device("cpu"), dtype)
     weights = torch.float64 if dtype is torch.float64 else torch.float32
     plain = infer(trained_generator().to(weights), stack, want=want, dtype=weights)
     folded = fold(trained_generator().to(weights), dtype)
@@ -166,7 +168,7 @@ def test_a_folded_generator_has_no_batch_norm_and_no_minibatch_statistics():
     assert not is_folded(generator)
     fold(generator, torch.float32)
     assert is_folded(generator)
-    stack = ImageStack(np.zeros((4, SIDE, SIDE, 2)), Scaling.identity(2), torch.device("cpu"))
+    stack = ImageSource(np.zeros((4, SIDE, SIDE, 2)), Scaling.identity(2), torch.device("cpu"))
     with pytest.raises(ValueError, match="no statistics of minibatches"):
         infer(generator, stack, want="images", minibatch_size=2)
 
@@ -174,27 +176,31 @@ def test_a_folded_generator_has_no_batch_norm_and_no_minibatch_statistics():
 # Precision --------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("faster", [True, False])
-def test_auto_precision_on_a_cpu_follows_the_measurement(faster, monkeypatch):
-    monkeypatch.setattr(device_module, "is_bfloat16_faster", lambda: faster)
+@pytest.mark.parametrize("has", [True, False])
+def test_auto_precision_on_a_cpu_asks_for_its_units(has, monkeypatch):
+    monkeypatch.setattr(engine_module, "has_bfloat16_units", lambda: has)
     cpu = torch.device("cpu")
-    assert resolve_precision("auto", cpu, 64) is (torch.bfloat16 if faster else torch.float32)
+    assert resolve_precision("auto", cpu, 64) is (torch.bfloat16 if has else torch.float32)
     assert resolve_precision("auto", cpu, 8) is torch.float32  # too narrow to gain
     assert resolve_precision("float32", cpu, 64) is torch.float32
     assert resolve_precision("float64", cpu, 64) is torch.float64
 
 
 def test_precision_of_a_fitted_model_follows_the_width_it_was_fitted_with(monkeypatch):
-    monkeypatch.setattr(device_module, "is_bfloat16_faster", lambda: True)
+    monkeypatch.setattr(engine_module, "has_bfloat16_units", lambda: True)
     images = np.random.default_rng(0).normal(size=(2, 12, SIDE, SIDE))
     est = BeGANTransformer(base_width=4, n_features=8, pretrain_epochs=1, removal_epochs=0, device="cpu")
     before = est.fit(*images).transform(images[0])
     np.testing.assert_array_equal(est.set_params(base_width=64).transform(images[0]), before)
 
 
-def test_the_measurement_is_made_once():
-    assert is_bfloat16_faster() is is_bfloat16_faster()
-    assert is_bfloat16_faster.cache_info().misses == 1
+@pytest.mark.parametrize("machine", ["x86_64", "arm64"])
+def test_a_torch_that_cannot_be_asked_means_no_bfloat16_units(machine, monkeypatch):
+    monkeypatch.setattr(engine_module.platform, "machine", lambda: machine)
+    for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"):
+        monkeypatch.delattr(torch.cpu, name, raising=False)
+    monkeypatch.setattr(torch.ops, "mkldnn", object(), raising=False)
+    assert has_bfloat16_units.__wrapped__() is False
 
 
 def test_bfloat16_never_computes_with_the_weights_of_an_earlier_step():

@@ -2,32 +2,60 @@
 
 from __future__ import annotations
 
-import warnings
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from skbegan.core.batch_removal import BatchRemoval, Design, RemovalWeights, active_share, fool_targets
-from skbegan.core.classifiers import fit_classifier
-from skbegan.core.data import Cells, ImageStack, Minibatch, Scaling, augment
-from skbegan.core.device import new_rng
-from skbegan.core.networks import CELL_TYPE_HIDDEN, Discriminator, FeatureClassifier, Generator, build
-from skbegan.core.pretraining import Pretraining
-from skbegan.core.published_removal import FeatureSubsets, PublishedRemoval
-from skbegan.core.training import Checkpoint, frozen, snapshot, train, untracked
+from skbegan.config import Architecture, Config, OnlineRemoval, Pretraining, PublishedRemoval, Removal
+from skbegan.core.checkpoint import Checkpoint
+from skbegan.core.classifiers import CELL_TYPE_HIDDEN, FeatureClassifier, fit_classifier
+from skbegan.core.engine import Adam, Engine, new_rng
+from skbegan.core.loop import StageResult, run_stage
+from skbegan.core.losses import active_share, weighted_sum
+from skbegan.core.networks import Discriminator, Generator, frozen, new_network, snapshot, to_numpy, untracked
+from skbegan.core.plans import online, pretraining, published
+from skbegan.core.plans.pretraining import Start
+from skbegan.core.plans.published import FeatureSubsets
+from skbegan.data.cells import Cells, Minibatch, symmetry
+from skbegan.data.sampler import in_order
+from skbegan.data.source import ImageSource, Scaling
+from skbegan.design import Design
 
 CPU = torch.device("cpu")
-WEIGHTS = RemovalWeights(
-    1.0, 30.0, 1.0, 1.0, batch=2.0, batch_image=2.0, alignment=5.0, invariance=1.0, activity=2.0, decorrelation=1.0
+CONFIG = Config(
+    architecture=Architecture(base_width=4, n_features=10),
+    pretraining=Pretraining(augment=False),
+    removal=Removal(
+        refresh_epochs=2,
+        classifier_epochs=2,
+        adversarial=1.0,
+        image=30.0,
+        batch=2.0,
+        batch_image=2.0,
+        minibatch_size=8,
+        augment=False,
+    ),
+)
+ONLINE = OnlineRemoval(
+    learning_rate=2e-4,
+    adversary_steps=2,
+    warmup_epochs=1,
+    alignment=2.5,
+    invariance=0.0,
+    style_share=0.0,
+    brightfield_style_share=0.0,
+    decorrelation=1.0,
 )
 
 
 def make_cells(n: int = 32, side: int = 16, seed: int = 0) -> Cells:
     rng = np.random.default_rng(seed)
     images = rng.normal(size=(2, n, side, side)).astype(np.float32)
-    stacks = [ImageStack(x, Scaling.identity(1), CPU) for x in images]
+    stacks = [ImageSource(x, Scaling.identity(1), CPU) for x in images]
     return Cells(*stacks, rng.integers(3, size=n), rng.integers(2, size=n), np.arange(n))
 
 
@@ -37,35 +65,22 @@ def minibatch(n: int = 8) -> Minibatch:
 
 def networks(seed: int = 0) -> tuple[Any, Any]:
     rng = new_rng(seed)
-    return build(Generator, 16, base_width=4, n_features=10, rng=rng), build(Discriminator, base_width=4, rng=rng)
+    generator = new_network(Generator, 16, base_width=4, n_features=10, rng=rng)
+    return generator, new_network(Discriminator, base_width=4, rng=rng)
 
 
-def make_stage(kind: str, **changes: Any) -> Any:
-    common: dict[str, Any] = {"learning_rate": 2e-4, "discriminator_learning_rate": 1e-4, "rng": new_rng(1)}
+def make_stage(kind: str, removal: dict[str, Any] | None = None, **changes: Any) -> Any:
+    """Return the plan of a stage; `removal` changes what the methods share, `changes` what they do not."""
+    seeds = {"order": 5, "dropout": 1, "classifiers": 2}
+    engine, cells = Engine(CPU, seeds=seeds), make_cells()
+    start = Start(*map(to_numpy, networks()))
+    design = Design.of(cells.batch.numpy(), cells.cell_type.numpy(), 3, 2)
     if kind == "pretraining":
-        return Pretraining(*networks(), adversarial_weight=1.0, image_weight=100.0, **common)
-    cells = make_cells()
-    common |= {
-        "design": Design(3, 2, fool_targets(cells.batch, cells.cell_type, 3, 2, "conditional")),
-        "weights": WEIGHTS,
-        "base_width": 4,
-        "classifier_learning_rate": 1e-3,
-        "adversary_learning_rate": 1e-3,
-        "minibatch_size": 8,
-        "refresh_epochs": 2,
-        "seed": 2,
-    }
-    if kind == "published":
-        return PublishedRemoval(*networks(), **(common | {"n_subsets": 4, "classifier_epochs": 2} | changes))
-    online = {
-        "n_adversaries": 2,
-        "adversary_steps": 2,
-        "warmup_epochs": 1,
-        "ramp": 0.3,
-        "decay": 0.5,
-        "averaging": 0.99,
-    }
-    return BatchRemoval(*networks(), **(common | online | changes))
+        return pretraining.build(CONFIG, cells, design, engine, start)
+    method = replace(ONLINE if kind == "online" else PublishedRemoval(), **changes)
+    config = replace(CONFIG, removal=replace(CONFIG.removal, method=method, **(removal or {})))
+    module = online if kind == "online" else published
+    return module.build(config, cells, design, engine, start)
 
 
 def moved(before: dict[str, Any], network: torch.nn.Module, buffers: bool) -> bool:
@@ -102,8 +117,6 @@ def test_discriminator_is_updated_twice_with_half_the_cross_entropy_before_the_g
     generator, discriminator = networks()
     discriminator.train()
     image, _ = generator.train()(cells.source, new_rng(1))
-    from skbegan.core.device import Adam
-
     optimizer = Adam(discriminator.parameters(), 1e-4)
     for target, label in ((cells.target, 1.0), (image.detach(), 0.0)):
         logits = discriminator(cells.source, target)
@@ -122,8 +135,8 @@ def test_discriminator_judges_the_generator_in_inference_mode_and_does_not_move_
     image, _ = stage.generate(cells.source, None)
     before = snapshot(stage.discriminator)
     with frozen(stage.discriminator):
-        losses = stage.image_losses(cells, image)
-        stage.generator_step(stage.total(losses))
+        losses = stage.image_losses(cells, image, stage.weights)
+        stage.engine.descend("generator", weighted_sum(losses, stage.weights))
     for name, value in stage.discriminator.state_dict().items():
         assert torch.equal(value, before[name])
     assert all(p.grad is None for p in stage.discriminator.parameters())
@@ -159,7 +172,7 @@ def test_published_total_weighs_each_of_the_four_feature_subsets():
     four = [-(target * logits[:, k].log_softmax(1)).sum(1).mean() for k in range(4)]
     torch.testing.assert_close(losses["batch"], sum(four))
     names = ("adversarial", "image", "cell_type", "cell_type_image", "batch", "batch_image")
-    torch.testing.assert_close(losses["total"], sum(getattr(WEIGHTS, n) * losses[n] for n in names))
+    torch.testing.assert_close(losses["total"], sum(getattr(CONFIG.removal, n) * losses[n] for n in names))
 
 
 def test_published_refresh_draws_new_disjoint_subsets_that_cover_all_features():
@@ -167,7 +180,7 @@ def test_published_refresh_draws_new_disjoint_subsets_that_cover_all_features():
     cells = make_cells()
     stage.begin_epoch(0, cells)
     first = stage.classifiers["batch"].rows.clone(), snapshot(stage.classifiers["cell_type"])
-    optimizer = stage.generator_optimizer
+    optimizer = stage.engine.optimizers["generator"]
     stage.begin_epoch(1, cells)
     assert torch.equal(stage.classifiers["batch"].rows, first[0])
     stage.begin_epoch(2, cells)
@@ -175,7 +188,7 @@ def test_published_refresh_draws_new_disjoint_subsets_that_cover_all_features():
     assert not torch.equal(subsets.rows, first[0])
     chosen = subsets.rows[subsets.kept.bool()]
     assert sorted(chosen.tolist()) == list(range(10))  # 10 features in 4 subsets: two of 3, two of 2
-    assert stage.generator_optimizer is not optimizer  # a new Adam
+    assert stage.engine.optimizers["generator"] is not optimizer  # a new Adam
     assert not moved(first[1], stage.classifiers["cell_type"], buffers=False)  # fitted once only
 
 
@@ -203,10 +216,10 @@ def test_online_generator_loss_gives_the_classifiers_no_gradient():
     stage = make_stage("online")
     cells = minibatch()
     image, features = stage.generate(cells.source, None)
-    readers = [*stage.helpers.values(), *stage.adversaries.values()]
+    readers = [*stage.classifiers.values(), *stage.adversaries.values()]
     before = states(stage)
     with frozen(stage.discriminator), frozen(*readers, batch_statistics=True):
-        stage.total(stage.generator_losses(cells, image, features), 1.0).backward()
+        weighted_sum(stage.generator_losses(cells, image, features), stage.weights).backward()
     assert all(p.grad is None for network in readers for p in network.parameters())
     assert all(p.grad is not None for p in stage.generator.parameters())
     for name, network in stage.networks.items():
@@ -217,45 +230,54 @@ def test_online_generator_loss_gives_the_classifiers_no_gradient():
 def test_fool_weights_are_ramped_and_the_learning_rate_decays():
     stage = make_stage("online")
     losses = {name: torch.tensor(1.0) for name in ("adversarial", "image", "cell_type", "batch", "batch_image")}
-    assert float(stage.total(losses, 0.0)) == pytest.approx(32.0)
-    assert float(stage.total(losses, 0.5)) == pytest.approx(34.0)
-    assert float(stage.total(losses, 1.0)) == pytest.approx(36.0)
+    totals = [float(weighted_sum(losses, stage.weights_at(progress))) for progress in (0.0, 0.15, 0.3, 1.0)]
+    assert totals == pytest.approx([32.0, 34.0, 36.0, 36.0])
     rates = []
     for progress in (0.0, 0.4, 0.75, 0.999):
         stage.step(minibatch(), progress)
-        rates.append(stage.generator_optimizer.param_groups[0]["lr"])
+        rates.append(stage.engine.optimizers["generator"].learning_rate)
     assert rates == pytest.approx([2e-4, 2e-4, 1e-4, 4e-7])
 
 
 def test_weights_of_zero_build_no_classifier():
-    weights = RemovalWeights(0.1, 30.0, 0.0, 0.0, 2.0, 0.0)
-    stage = make_stage("online", weights=weights)
+    stage = make_stage("online", {"cell_type": 0.0, "cell_type_image": 0.0, "batch_image": 0.0})
     assert set(stage.networks) == {"generator", "discriminator", "batch_adversary_1", "batch_adversary_2"}
     assert "batch_image" not in stage.step(minibatch(), 0.0)
+
+
+@pytest.mark.parametrize("kind", ["pretraining", "online", "published"])
+def test_an_adversarial_weight_of_zero_leaves_the_discriminator_alone(kind):
+    stage = make_stage(kind, {"adversarial": 0.0})
+    stage.weights.pop("adversarial", None)  # stage 1 has no parameter for it
+    stage.begin_epoch(0, make_cells())
+    before = snapshot(stage.discriminator)
+    losses = stage.step(minibatch(), 0.5)
+    assert not {"adversarial", "discriminator_real", "discriminator_fake"} & set(losses)
+    assert not moved(before, stage.discriminator, buffers=False)
 
 
 def test_a_renewed_adversary_learns_from_a_bounded_number_of_cells(monkeypatch):
     stage, cells = make_stage("online"), make_cells(64)
     _, rows = stage._features(cells)
     assert rows.tolist() == list(range(64))
-    monkeypatch.setattr("skbegan.core.batch_removal.KNOWN_CELLS", 20)
+    monkeypatch.setattr("skbegan.core.plans.online.KNOWN_CELLS", 20)
     features, rows = stage._features(cells)
     assert len(features) == 20 and rows[0] == 0 and rows[-1] == 63 and (rows.diff() > 0).all()
     seen = {}
     monkeypatch.setattr(
-        "skbegan.core.batch_removal.fit_classifier",
+        "skbegan.core.plans.online.fit_classifier",
         lambda network, inputs, labels, **kwargs: (
             seen.update(inputs=inputs, labels=labels, **kwargs) or fit_classifier(network, inputs, labels, **kwargs)
         ),
     )
-    stage._renew("batch_adversary_1", cells)
+    stage.renew("batch_adversary_1", cells)
     assert len(seen["inputs"]) == len(seen["condition"]) == 20
     assert torch.equal(seen["labels"], cells.batch[rows])
     assert torch.equal(seen["condition"].argmax(1), cells.cell_type[rows])
 
 
 def test_renewed_adversaries_take_turns():
-    stage = make_stage("online", refresh_epochs=1)
+    stage = make_stage("online", {"refresh_epochs": 1})
     cells = make_cells()
     for epoch, renewed in ((1, "batch_adversary_1"), (2, "batch_adversary_2"), (3, "batch_adversary_1")):
         before = states(stage)
@@ -281,15 +303,13 @@ def test_validation_moves_nothing(kind):
 
 
 def test_fool_targets():
-    batch, cell_type = torch.tensor([0, 0, 0, 1, 1, 2]), torch.tensor([0, 0, 0, 0, 1, 1])
-    conditional = fool_targets(batch, cell_type, 3, 2, "conditional")
-    torch.testing.assert_close(conditional, torch.tensor([[0.75, 0.25, 0.0], [0.0, 0.5, 0.5]]))
-    uniform = fool_targets(batch, cell_type, 3, 2, "uniform")
-    torch.testing.assert_close(uniform, torch.full((2, 3), 1 / 3))
-    reference = fool_targets(batch, cell_type, 3, 2, "reference", 2)
-    torch.testing.assert_close(reference, torch.tensor([[0.0, 0.0, 1.0]] * 2))
-    unseen = fool_targets(batch, cell_type, 3, 3, "conditional")[2]
-    torch.testing.assert_close(unseen, torch.tensor([0.5, 1 / 3, 1 / 6]))  # the marginal
+    batch, cell_type = np.array([0, 0, 0, 1, 1, 2]), np.array([0, 0, 0, 0, 1, 1])
+    design = Design.of(batch, cell_type, 3, 2, reference=2)
+    np.testing.assert_allclose(design.fool_targets("conditional"), [[0.75, 0.25, 0.0], [0.0, 0.5, 0.5]])
+    np.testing.assert_allclose(design.fool_targets("uniform"), np.full((2, 3), 1 / 3))
+    np.testing.assert_allclose(design.fool_targets("reference"), [[0.0, 0.0, 1.0]] * 2)
+    unseen = Design.of(batch, cell_type, 3, 3).fool_targets("conditional")[2]
+    np.testing.assert_allclose(unseen, [0.5, 1 / 3, 1 / 6], rtol=1e-6)  # the marginal
 
 
 def test_active_share_counts_features_that_vary():
@@ -302,8 +322,10 @@ def test_active_share_counts_features_that_vary():
 def test_fit_classifier_learns_and_says_so():
     features = torch.rand(300, 6, generator=new_rng(0))
     labels = (features[:, 0] > 0.5).long()
-    network = build(FeatureClassifier, 6, 2, CELL_TYPE_HIDDEN, rng=new_rng(1))
-    fit = fit_classifier(network, features, labels, learning_rate=1e-3, epochs=30, minibatch_size=32, rng=new_rng(2))
+    network = new_network(FeatureClassifier, 6, 2, CELL_TYPE_HIDDEN, rng=new_rng(1))
+    fit = fit_classifier(
+        network, features, labels, learning_rate=1e-3, epochs=30, minibatch_size=32, rng=new_rng(2), engine=Engine(CPU)
+    )
     assert fit.accuracy[0] > 0.9
     assert fit.cross_entropy[0] < 0.4
 
@@ -311,17 +333,21 @@ def test_fit_classifier_learns_and_says_so():
 # The loop -------------------------------------------------------------------------------------------------------------
 
 
-def run(stage: Any, epochs: int = 3, validation: Cells | None = None, **kwargs: Any) -> Any:
-    return train(stage, make_cells(), validation, epochs=epochs, minibatch_size=8, rng=new_rng(5), **kwargs)
+def run(stage: Any, epochs: int = 3, validation: Cells | None = None, **kwargs: Any) -> StageResult:
+    return run_stage(stage, make_cells(), validation, epochs=epochs, minibatch_size=8, **kwargs)
+
+
+def messages(stage: Any) -> list[str]:
+    return [str(event) for event in stage.events]
 
 
 def test_history_has_one_entry_per_epoch_for_every_loss():
-    history, interrupted = run(make_stage("pretraining"), validation=make_cells(12, seed=1))
-    assert not interrupted
-    assert history["epoch"] == [1, 2, 3]
-    assert {"image", "validation_image", "discriminator_real", "validation_total"} <= set(history)
-    assert all(len(values) == 3 for values in history.values())
-    assert np.isfinite(np.array(list(history.values()))).all()
+    result = run(make_stage("pretraining"), validation=make_cells(12, seed=1))
+    assert result.finished and not result.interrupted
+    assert result.history["epoch"] == [1, 2, 3]
+    assert {"image", "validation_image", "discriminator_real", "validation_total"} <= set(result.history)
+    assert all(len(values) == 3 for values in result.history.values())
+    assert np.isfinite(np.array(list(result.history.values()))).all()
 
 
 def test_the_best_generator_is_restored_and_not_an_alias_of_the_last():
@@ -341,89 +367,103 @@ def test_the_best_generator_is_restored_and_not_an_alias_of_the_last():
 def test_without_validation_cells_the_last_generator_is_kept():
     stage = make_stage("pretraining")
     before = snapshot(stage.generator)
-    history, _ = run(stage)
+    result = run(stage)
     assert moved(before, stage.generator, buffers=False)
-    assert not any(name.startswith("validation") for name in history)
+    assert not any(name.startswith("validation") for name in result.history)
 
 
-def test_losses_that_are_not_finite_roll_back_soften_and_are_told():
-    stage = make_stage("pretraining")
+def broken_step(stage: Any, at: int, breaks: Any) -> Any:
+    """Return the stage's step, but for one call after which `breaks(losses)` is called."""
     good_step, calls = stage.step, []
 
     def step(cells: Minibatch, progress: float) -> Any:
         losses = good_step(cells, progress)
         calls.append(progress)
-        if len(calls) == 6:  # the second epoch
-            with torch.no_grad():
-                next(stage.generator.parameters()).fill_(torch.nan)
-            losses["image"] = losses["image"] * torch.nan
+        if len(calls) == at:
+            breaks(losses)
         return losses
 
-    stage.step = step
-    with pytest.warns(RuntimeWarning, match="not finite in epoch 2"):
-        history, _ = run(stage, epochs=4)
-    assert history["epoch"] == [1, 3, 4]
+    return step
+
+
+def break_weight(stage: Any) -> None:
+    with torch.no_grad():
+        next(stage.generator.parameters()).fill_(torch.nan)
+
+
+@pytest.mark.parametrize("seen_in", ["losses", "weights"])
+def test_what_is_not_finite_rolls_back_softens_and_becomes_an_event(seen_in):
+    stage = make_stage("pretraining")
+
+    def breaks(losses: Any) -> None:
+        if seen_in == "losses":
+            losses["image"] = losses["image"] * torch.nan
+        break_weight(stage)
+
+    # The sixth step is in the second epoch; the eighth is its last, after which no loss tells of the weights.
+    stage.step = broken_step(stage, 6 if seen_in == "losses" else 8, breaks)
+    result = run(stage, epochs=4)
+    assert result.history["epoch"] == [1, 3, 4]
     assert all(torch.isfinite(p).all() for p in stage.generator.parameters())
     assert stage.learning_rate == pytest.approx(1e-4)
-    assert any("not finite" in event for event in stage.events)
+    assert any(f"'{'image' if seen_in == 'losses' else 'weights'}'" in m for m in messages(stage))
+    assert any("were not finite in epoch 2" in message for message in messages(stage))
 
 
-def test_losses_that_are_never_finite_end_in_an_error_that_says_what_to_do():
+@pytest.mark.parametrize("epochs", [1, 2, 9])
+def test_losses_that_are_never_finite_end_in_an_error_that_says_what_to_do(epochs):
     stage = make_stage("pretraining")
     stage.step = lambda cells, progress: {"image": torch.tensor(torch.nan)}
-    with warnings.catch_warnings(), pytest.raises(FloatingPointError, match="standardize=True"):
-        warnings.simplefilter("ignore")
-        run(stage, epochs=9)
+    with pytest.raises(FloatingPointError, match="standardize=True"):
+        run(stage, epochs=epochs)
 
 
-def test_interruption_ends_the_stage_with_the_best_generator():
-    stage = make_stage("pretraining")
-    good_step, calls = stage.step, []
+@pytest.mark.parametrize("where", ["step", "validate", "merit", "candidate", "begin_epoch"])
+def test_interruption_at_any_place_leaves_the_epochs_that_were_completed(where):
+    whole, stage = make_stage("pretraining"), make_stage("pretraining")
+    expected = run(whole, epochs=1, validation=make_cells(12, seed=1))
+    good, calls = getattr(stage, where), []
 
-    def step(cells: Minibatch, progress: float) -> Any:
-        calls.append(progress)
-        if len(calls) == 6:
+    def interrupting(*args: Any) -> Any:
+        calls.append(args)
+        if len(calls) == {"step": 6}.get(where, 2):
             raise KeyboardInterrupt
-        return good_step(cells, progress)
+        return good(*args)
 
-    stage.step = step
-    with pytest.warns(RuntimeWarning, match="interrupted in epoch 2 of 9"):
-        history, interrupted = run(stage, epochs=9, validation=make_cells(12, seed=1))
-    assert interrupted
-    assert history["epoch"] == [1]
+    setattr(stage, where, interrupting)
+    result = run(stage, epochs=9, validation=make_cells(12, seed=1))
+    assert result.interrupted and not result.finished
+    np.testing.assert_equal(result.history, expected.history)
+    assert all(np.array_equal(result.generator[name], value) for name, value in expected.generator.items())
+    assert any("interrupted in epoch 2 of 9" in message for message in messages(stage))
 
 
 @pytest.mark.parametrize("kind", ["pretraining", "published", "online"])
 def test_a_resumed_stage_ends_where_an_uninterrupted_one_does(kind, tmp_path):
-    whole = make_stage(kind)
-    history, _ = run(whole, epochs=4)
-
+    whole = run(make_stage(kind), epochs=4)
     stopped = make_stage(kind)
-    good_step, calls = stopped.step, []
 
-    def step(cells: Minibatch, progress: float) -> Any:
-        calls.append(progress)
-        if len(calls) == 10:  # in the third epoch
-            raise RuntimeError("power cut")
-        return good_step(cells, progress)
+    def power_cut(losses: Any) -> None:
+        raise RuntimeError("power cut")
 
-    stopped.step = step
+    stopped.step = broken_step(stopped, 10, power_cut)  # in the third epoch
     checkpoint = Checkpoint(tmp_path / "stage.pt")
     with pytest.raises(RuntimeError, match="power cut"):
         run(stopped, epochs=4, checkpoint=checkpoint)
-
-    resumed = make_stage(kind)
-    resumed_history, _ = run(resumed, epochs=4, checkpoint=checkpoint)
-    np.testing.assert_equal(resumed_history, history)
-    for name, value in whole.generator.state_dict().items():
-        assert torch.equal(value, resumed.generator.state_dict()[name]), name
+    resumed = run(make_stage(kind), epochs=4, checkpoint=checkpoint)
+    np.testing.assert_equal(resumed.history, whole.history)
+    for name, value in whole.generator.items():
+        assert np.array_equal(value, resumed.generator[name]), name
 
 
-def test_a_broken_checkpoint_is_named(tmp_path):
-    path = tmp_path / "stage.pt"
-    path.write_bytes(b"no checkpoint")
-    with pytest.raises(ValueError, match=r"stage\.pt cannot be read"):
-        run(make_stage("pretraining"), checkpoint=Checkpoint(path))
+def test_a_resumed_stage_keeps_the_learning_rates_that_were_halved(tmp_path):
+    stage, checkpoint = make_stage("online"), Checkpoint(tmp_path / "stage.pt")
+    stage.step = broken_step(stage, 2, lambda losses: losses.update(image=losses["image"] * torch.nan))
+    run(stage, epochs=3, checkpoint=checkpoint)
+    resumed = make_stage("online")
+    run(resumed, epochs=3, checkpoint=checkpoint)
+    assert resumed.learning_rate == stage.learning_rate == 1e-4
+    assert resumed.learning_rates == stage.learning_rates == {"classifier": 5e-4, "adversary": 5e-4}
 
 
 def test_progress_is_silent_unless_asked_for(capsys):
@@ -433,6 +473,91 @@ def test_progress_is_silent_unless_asked_for(capsys):
     assert "pretraining" in capsys.readouterr().err
 
 
+# Checkpoints ----------------------------------------------------------------------------------------------------------
+
+
+def written(folder: Path) -> Checkpoint:
+    """Return the checkpoint of a stage after two of four epochs."""
+    checkpoint = Checkpoint(folder / "stage.pt")
+    run(make_stage("pretraining"), epochs=2, checkpoint=checkpoint)
+    return checkpoint
+
+
+def rewritten(checkpoint: Checkpoint, change: Any) -> None:
+    state = checkpoint.read("pretraining", 4)
+    change(state)
+    checkpoint.write(state)
+
+
+@pytest.mark.parametrize(
+    ("damage", "reason"),
+    [
+        (lambda content: b"no checkpoint", "does not begin as"),
+        (lambda content: content[:-10], "does not match its digest"),
+        (lambda content: content[:5000] + bytes([content[5000] ^ 1]) + content[5001:], "does not match its digest"),
+    ],
+)
+def test_a_damaged_checkpoint_is_named_and_no_pickle_is_advised(tmp_path, damage, reason):
+    path = written(tmp_path).path
+    path.write_bytes(damage(path.read_bytes()))
+    with pytest.raises(ValueError, match=rf"stage\.pt cannot be read \(.*{reason}.*delete it") as caught:
+        run(make_stage("pretraining"), checkpoint=Checkpoint(path))
+    assert "weights_only" not in str(caught.value) and "pickle" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda state: state.update(epoch=10**6),
+        lambda state: state.update(epoch=-1),
+        lambda state: state.update(stage="batch_removal"),
+        lambda state: state["networks"]["generator"]["to_image.bias"].fill_(torch.nan),
+        lambda state: state.pop("networks"),
+    ],
+)
+def test_a_checkpoint_that_no_training_leaves_is_refused(tmp_path, change):
+    checkpoint = written(tmp_path)
+    rewritten(checkpoint, change)
+    with pytest.raises(ValueError, match=r"stage\.pt cannot be read"):
+        run(make_stage("pretraining"), epochs=4, checkpoint=checkpoint)
+
+
+def test_a_disk_that_is_full_is_an_event_and_the_last_good_checkpoint_stays(tmp_path, monkeypatch):
+    checkpoint = written(tmp_path)
+    before = checkpoint.path.read_bytes()
+
+    def full(descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    stage = make_stage("pretraining")
+    result = run(stage, epochs=4, checkpoint=checkpoint)
+    assert result.finished
+    assert sum("No space left on device" in message for message in messages(stage)) == 1
+    assert checkpoint.path.read_bytes() == before
+    assert [path.name for path in tmp_path.iterdir()] == ["stage.pt"]
+
+
+def test_a_folder_that_cannot_be_written_to_is_refused_before_training(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ValueError, match="cannot be written to"):
+        Checkpoint(tmp_path / "file" / "stage.pt").prepare()
+
+
+def test_a_checkpoint_of_another_device_goes_on_with_new_random_numbers_and_says_so(tmp_path):
+    checkpoint = written(tmp_path)
+
+    def from_a_card(state: Any) -> None:
+        state["device"] = "cuda"
+        state["rngs"]["dropout"] = torch.zeros(16, dtype=torch.uint8)  # of another size on a card
+
+    rewritten(checkpoint, from_a_card)
+    stage = make_stage("pretraining")
+    result = run(stage, epochs=4, checkpoint=checkpoint)
+    assert result.history["epoch"] == [1, 2, 3, 4]
+    assert any("resumed on cpu from a checkpoint of cuda" in message for message in messages(stage))
+
+
 # Data -----------------------------------------------------------------------------------------------------------------
 
 
@@ -440,7 +565,7 @@ def test_augmentation_turns_both_images_of_a_pair_alike():
     cells = make_cells(64)
     cells = Cells(cells.bf, cells.bf, cells.batch.numpy(), cells.cell_type.numpy(), np.arange(64))
     before = cells.take(torch.arange(64))
-    after = augment(before, new_rng(0))
+    after = symmetry(before, new_rng(0))
     assert torch.equal(after.source, after.target)
     symmetries = [
         turned for k in range(4) for turned in (before.source.rot90(k, (2, 3)), before.source.rot90(k, (2, 3)).flip(3))
@@ -463,7 +588,7 @@ def test_scaling_is_that_of_the_chosen_rows_channel_by_channel():
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.int32, np.float16, np.float64, bool])
 def test_minibatches_of_any_dtype_come_standardised(dtype):
     images = np.random.default_rng(0).integers(0, 2, size=(6, 16, 16, 3)).astype(dtype)
-    stack = ImageStack(images, Scaling(np.array([0.5, 0, 0]), np.array([2.0, 1, 1])), CPU)
+    stack = ImageSource(images, Scaling(np.array([0.5, 0, 0]), np.array([2.0, 1, 1])), CPU)
     out = stack.take(np.array([4, 1]))
     assert out.shape == (2, 3, 16, 16)
     assert out.dtype is torch.float32
@@ -473,7 +598,7 @@ def test_minibatches_of_any_dtype_come_standardised(dtype):
 def test_stage_2_keeps_the_last_generator_averaged_over_steps():
     stage, cells = make_stage("online", averaging=0.5), make_cells()
     seen = []
-    for minibatch in cells.in_order(8):
+    for minibatch in in_order(cells, 8):
         stage.step(minibatch, 0.5)
         seen.append({name: weight.detach().clone() for name, weight in stage.generator.named_parameters()})
     kept = stage.candidate()
@@ -485,8 +610,8 @@ def test_stage_2_keeps_the_last_generator_averaged_over_steps():
     assert any(not torch.equal(kept[name], last) for name, last in seen[-1].items())
     alive = {"total": 9.0, "active_features": 1.0}
     assert stage.merit({**alive, "total": 99.0}, 0.9) < stage.merit(alive, 0.8)
-    with pytest.warns(RuntimeWarning, match="features are active"):
-        assert stage.merit({"total": 1.0, "active_features": 0.0}, 1.0) == float("inf")
+    assert stage.merit({"total": 1.0, "active_features": 0.0}, 1.0) == float("inf")
+    assert any("features are active" in message for message in messages(stage))
     last = make_stage("online", averaging=0.0)
-    last.step(next(iter(cells.in_order(8))), 0.5)
+    last.step(next(iter(in_order(cells, 8))), 0.5)
     assert all(torch.equal(last.candidate()[name], w) for name, w in last.generator.named_parameters())

@@ -349,7 +349,7 @@ def _restore(plan: Plan, state: dict[str, Any]) -> None:
     plan.events[:] = [Event(*event) for event in state["events"]]
     same_device = state["device"] == plan.engine.device.type
     for name, source in plan.engine.rngs.items():
-        if same_device or source.device.type == "cpu":
+        if same_device or name != "dropout":  # the one stream that is drawn on the device
             source.set_state(state["rngs"][name])
     if not same_device:
         message = (

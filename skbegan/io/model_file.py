@@ -369,7 +369,7 @@ def _estimator(path: Path, document: dict[str, Any]) -> tuple[BeGANTransformer, 
         if len(fitted[name]) != _n_channels(fitted[shape]):
             raise _refusal(path, f"{name!r} has {len(fitted[name])} entries, which {shape} {fitted[shape]} contradicts")
     for name in ("batches", "cell_types"):
-        if fitted[name] is not None and len(np.unique(fitted[name])) != len(fitted[name]):
+        if fitted[name] is not None and len(set(fitted[name].tolist())) != len(fitted[name]):
             raise _refusal(path, f"{name!r} repeats a label")
     parameters = {**decoded["parameters"], **dict.fromkeys(_NOT_SAVED)}
     try:
@@ -405,7 +405,10 @@ def _is_scale(value: Any) -> bool:
 
 
 def _is_labels(value: Any) -> bool:
-    return value is None or (isinstance(value, np.ndarray) and value.ndim == 1 and len(value) > 0)
+    if not isinstance(value, np.ndarray):
+        return value is None
+    plain = value.dtype != object or all(item is None or isinstance(item, str | int | float) for item in value)
+    return value.ndim == 1 and len(value) > 0 and plain
 
 
 _EXPECTED: dict[str, tuple[str, Callable[[Any], bool]]] = {

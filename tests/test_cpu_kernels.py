@@ -6,9 +6,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from skbegan.core import winograd
-from skbegan.core.device import new_rng
-from skbegan.core.networks import SameConv2d, build
+from skbegan.core import cpu_kernels
+from skbegan.core.engine import new_rng
+from skbegan.core.networks import SameConv2d, new_network
 
 
 def draw(n=2, channels=6, out_channels=5, height=8, width=12, dtype=torch.float64):
@@ -27,7 +27,7 @@ def plain(x, weight, pad_before):
 @pytest.mark.parametrize("pad_before", [1, 2])
 def test_it_is_the_convolution_and_has_its_gradients(pad_before):
     x, weight, upstream = draw()
-    found, wanted = winograd.convolve(x, weight, pad_before), plain(x, weight, pad_before)
+    found, wanted = cpu_kernels.convolve(x, weight, pad_before), plain(x, weight, pad_before)
     torch.testing.assert_close(found, wanted, rtol=0, atol=1e-12)
     ours, theirs = (torch.autograd.grad(y, (x, weight), upstream) for y in (found, wanted))
     torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-11)
@@ -35,7 +35,7 @@ def test_it_is_the_convolution_and_has_its_gradients(pad_before):
 
 def test_gradients_that_nobody_asks_for_are_not_computed():
     x, weight, upstream = draw()
-    y = winograd.convolve(x, weight.detach(), 1)
+    y = cpu_kernels.convolve(x, weight.detach(), 1)
     (of_x,) = torch.autograd.grad(y, x, upstream)
     torch.testing.assert_close(of_x, torch.autograd.grad(plain(x, weight, 1), x, upstream)[0], rtol=0, atol=1e-11)
     assert y.grad_fn.next_functions[1][0] is None
@@ -45,7 +45,7 @@ def test_float32_is_within_a_few_roundings_of_the_exact_result():
     x, weight, upstream = draw(n=4, channels=256, out_channels=256, height=16, width=16, dtype=torch.float32)
     exact = [value.detach().double().requires_grad_() for value in (x, weight)]
     results = []
-    for convolve, inputs in ((winograd.convolve, (x, weight)), (plain, exact)):
+    for convolve, inputs in ((cpu_kernels.convolve, (x, weight)), (plain, exact)):
         y = convolve(*inputs, 1)
         results.append([y, *torch.autograd.grad(y, inputs, upstream.to(y.dtype))])
     for ours, theirs in zip(*results, strict=True):
@@ -54,9 +54,9 @@ def test_float32_is_within_a_few_roundings_of_the_exact_result():
 
 def test_a_layer_uses_it_where_it_pays(monkeypatch):
     calls = []
-    original = winograd.convolve
-    monkeypatch.setattr(winograd, "convolve", lambda *args: calls.append(args) or original(*args))
-    layer = build(SameConv2d, 128, 128, rng=new_rng(0))
+    original = cpu_kernels.convolve
+    monkeypatch.setattr(cpu_kernels, "convolve", lambda *args: calls.append(args) or original(*args))
+    layer = new_network(SameConv2d, 128, 128, rng=new_rng(0))
     torch.nn.init.normal_(layer.bias, generator=new_rng(1))
     x = torch.randn(4, 128, 16, 16, generator=new_rng(2))
     found = layer(x)
@@ -66,6 +66,6 @@ def test_a_layer_uses_it_where_it_pays(monkeypatch):
     layer.double()(x.double())
     with torch.autocast("cpu", torch.bfloat16):
         layer.float()(x)
-    build(SameConv2d, 128, 8, rng=new_rng(0))(x)
+    new_network(SameConv2d, 128, 8, rng=new_rng(0))(x)
     assert len(calls) == 1
     torch.testing.assert_close(found, plain(x, layer.weight, 1) + layer.bias[:, None, None], rtol=0, atol=2e-4)

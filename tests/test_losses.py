@@ -1,4 +1,4 @@
-"""The losses on features that need no classifier."""
+"""The losses on features that need no classifier, and how losses are weighed."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from skbegan.core.alignment import Activity, BatchAlignment, disagreement, redundancy
-from skbegan.core.data import Minibatch
-from skbegan.core.device import new_rng
+from skbegan.core.engine import new_rng
+from skbegan.core.losses import Activity, BatchAlignment, decorrelation, invariance, positive, weighted_sum
+from skbegan.data.cells import Minibatch
 
 
 def minibatch(n: int, n_batches: int = 2, n_types: int = 2) -> Minibatch:
@@ -25,25 +25,25 @@ def features_of(cells: Minibatch, shift: float, n_features: int = 6) -> torch.Te
 
 
 @pytest.mark.parametrize("shift", [0.0, 1.0, 4.0])
-def test_separation_is_the_mahalanobis_distance_from_the_centre_of_the_type(shift):
+def test_alignment_is_the_mahalanobis_distance_from_the_centre_of_the_type(shift):
     cells = minibatch(4000)
     alignment = BatchAlignment(2, 2, memory=4000, shrinkage=0.0)
     features = features_of(cells, shift)
     alignment.remember(cells, features)
-    value = float(alignment.separation(cells, features))
+    value = float(alignment.loss(cells, features))
     assert value == pytest.approx(np.log1p((shift / 2) ** 2), abs=0.03)  # each batch is half a shift from the centre
 
 
-def test_separation_does_not_see_differences_between_types_or_scales():
+def test_alignment_does_not_see_differences_between_types_or_scales():
     cells = minibatch(2000)
     alignment = BatchAlignment(2, 2, memory=2000)
     alignment.remember(cells, features_of(cells, 0.0))
-    assert float(alignment.separation(cells, features_of(cells, 0.0))) < 0.02
+    assert float(alignment.loss(cells, features_of(cells, 0.0))) < 0.02
     values = []
     for scale in (1.0, 1e-3):
         alignment = BatchAlignment(2, 2, memory=2000)
         alignment.remember(cells, scale * features_of(cells, 2.0))
-        values.append(float(alignment.separation(cells, scale * features_of(cells, 2.0))))
+        values.append(float(alignment.loss(cells, scale * features_of(cells, 2.0))))
     assert values[1] == pytest.approx(values[0], rel=1e-2)
 
 
@@ -55,7 +55,7 @@ def test_following_the_gradient_takes_the_batch_out_and_leaves_the_type():
     for _ in range(300):
         alignment.remember(cells, features)
         optimizer.zero_grad()
-        alignment.separation(cells, features).backward()
+        alignment.loss(cells, features).backward()
         optimizer.step()
     with torch.no_grad():
         batches = [features[cells.batch == b].mean(0) for b in (0, 1)]
@@ -70,14 +70,14 @@ def test_types_of_one_batch_and_groups_of_few_cells_do_not_count():
     alignment = BatchAlignment(2, 2)
     features = features_of(lonely, 50.0).requires_grad_()
     alignment.remember(lonely, features)
-    value = alignment.separation(lonely, features)
+    value = alignment.loss(lonely, features)
     value.backward()
     assert float(value.detach()) < 1e-5
     assert torch.isfinite(features.grad).all()
     few = minibatch(4)
     alignment = BatchAlignment(2, 2)
     alignment.remember(few, features_of(few, 5.0))
-    assert float(alignment.separation(few, features_of(few, 5.0))) == 0.0
+    assert float(alignment.loss(few, features_of(few, 5.0))) == 0.0
 
 
 def test_memory_forgets_the_oldest():
@@ -86,7 +86,7 @@ def test_memory_forgets_the_oldest():
         cells = minibatch(50)
         alignment.remember(cells, features_of(cells, shift))
     assert len(alignment.state()["features"]) == 100
-    assert float(alignment.separation(cells, features_of(cells, 0.0))) < 0.7
+    assert float(alignment.loss(cells, features_of(cells, 0.0))) < 0.7
 
 
 def test_dead_features_give_finite_losses_and_gradients():
@@ -95,33 +95,40 @@ def test_dead_features_give_finite_losses_and_gradients():
     alignment = BatchAlignment(2, 2)
     alignment.remember(cells, features)
     activity = Activity(torch.rand(64, 5, generator=new_rng(0)))
-    total = alignment.separation(cells, features) + disagreement(features, features.detach()) + activity.loss(features)
+    total = alignment.loss(cells, features) + invariance(features, features.detach()) + activity.loss(features)
     total.backward()
     assert torch.isfinite(total)
     assert torch.isfinite(features.grad).all()
     assert (features.grad < 0).all()  # activity pulls them up again
 
 
-def test_disagreement_is_zero_for_equals_and_one_for_strangers():
+def test_invariance_is_zero_for_equal_profiles_and_one_for_unrelated_ones():
     a, b = torch.randn(2, 5000, 4, generator=new_rng(0))
-    assert float(disagreement(a, a)) == 0.0
-    assert float(disagreement(a, b)) == pytest.approx(1.0, abs=0.05)
-    assert float(disagreement(a, 0.9 * a + 0.1 * b)) < 0.02
+    assert float(invariance(a, a)) == 0.0
+    assert float(invariance(a, b)) == pytest.approx(1.0, abs=0.05)
+    assert float(invariance(a, 0.9 * a + 0.1 * b)) < 0.02
 
 
-def test_redundancy_is_the_mean_squared_correlation_of_pairs():
+def test_decorrelation_is_the_mean_squared_correlation_of_pairs():
     a, b, c = torch.randn(3, 20000, generator=new_rng(0))
-    assert float(redundancy(torch.stack([a, b, c], 1))) < 1e-3
-    assert float(redundancy(torch.stack([a, -3 * a, 2 * a], 1))) == pytest.approx(1.0, abs=0.01)
-    assert float(redundancy(torch.stack([a, a, b], 1))) == pytest.approx(1 / 3, abs=0.01)
-    half = redundancy(torch.stack([a, (a + b) / 2**0.5], 1))
+    assert float(decorrelation(torch.stack([a, b, c], 1))) < 1e-3
+    assert float(decorrelation(torch.stack([a, -3 * a, 2 * a], 1))) == pytest.approx(1.0, abs=0.01)
+    assert float(decorrelation(torch.stack([a, a, b], 1))) == pytest.approx(1 / 3, abs=0.01)
+    half = decorrelation(torch.stack([a, (a + b) / 2**0.5], 1))
     assert float(half) == pytest.approx(0.5, abs=0.02)
 
 
-def test_activity_is_silent_for_features_as_stage_1_left_them():
+def test_activity_is_zero_for_features_as_stage_1_left_them():
     features = torch.rand(200, 6, generator=new_rng(0))
     activity = Activity(features)
     assert float(activity.loss(features)) == 0.0
     fewer = features.clone()
     fewer[:, :3] = 0.0
     assert float(activity.loss(fewer)) == pytest.approx(0.5, abs=0.01)  # half of them, missing half in mean and spread
+
+
+def test_losses_are_weighed_by_name_and_those_without_a_weight_do_not_count():
+    losses = {"image": torch.tensor(2.0), "batch": torch.tensor(3.0), "adversarial": torch.tensor(torch.nan)}
+    weights = positive({"image": 10.0, "batch": 0.5, "adversarial": 0.0, "activity": 4.0})
+    assert weights == {"image": 10.0, "batch": 0.5, "activity": 4.0}
+    assert float(weighted_sum(losses, weights)) == 21.5
