@@ -8,120 +8,18 @@ the estimator: scikit-learn clones them and searches their fields, as in ``remov
 from __future__ import annotations
 
 import dataclasses
-import math
-import numbers
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
-import numpy as np
+from skbegan._rules import Anything, Choice, Count, Flag, Folder, Function, Number, Numbers, Rule
 
-# Rules ----------------------------------------------------------------------------------------------------------------
-
-
-class Rule:
-    """What a parameter may be: returns its value as a plain Python object, or raises with the parameter's name."""
-
-    def __call__(self, name: str, value: Any) -> Any:
-        raise NotImplementedError
-
-
-@dataclass(frozen=True)
-class Count(Rule):
-    """An integer of at least `low`."""
-
-    low: int = 0
-
-    def __call__(self, name: str, value: Any) -> int:
-        if isinstance(value, bool | np.bool_) or not isinstance(value, numbers.Integral):
-            raise TypeError(f"{name} must be an integer of at least {self.low}, got {value!r:.80}")
-        if value < self.low:
-            raise ValueError(f"{name} must be at least {self.low}, got {value}")
-        return int(value)
-
-
-@dataclass(frozen=True)
-class Number(Rule):
-    """A finite number from 0, or above it, up to `high`."""
-
-    high: float = math.inf
-    positive: bool = False
-
-    def __call__(self, name: str, value: Any) -> float:
-        if isinstance(value, bool | np.bool_) or not isinstance(value, numbers.Real):
-            raise TypeError(f"{name} must be a number, got {value!r:.80}")
-        number = float(value)
-        if not math.isfinite(number) or number < 0 or (self.positive and number == 0):
-            raise ValueError(f"{name} must be {'positive' if self.positive else 'at least 0'}, got {number}")
-        if number > self.high:
-            raise ValueError(f"{name} must be at most {self.high}, got {number}")
-        return number
-
-
-@dataclass(frozen=True)
-class Numbers(Rule):
-    """A tuple of positive numbers, at least one."""
-
-    def __call__(self, name: str, value: Any) -> tuple[float, ...]:
-        if not isinstance(value, list | tuple) or not value:
-            raise TypeError(f"{name} must be a tuple of numbers, got {value!r:.80}")
-        return tuple(Number(positive=True)(f"{name}[{index}]", item) for index, item in enumerate(value))
-
-
-@dataclass(frozen=True)
-class Flag(Rule):
-    """True or False."""
-
-    def __call__(self, name: str, value: Any) -> bool:
-        if not isinstance(value, bool | np.bool_):
-            raise TypeError(f"{name} must be True or False, got {value!r:.80}")
-        return bool(value)
-
-
-@dataclass(frozen=True)
-class Choice(Rule):
-    """One of some strings."""
-
-    options: tuple[str, ...]
-
-    def __call__(self, name: str, value: Any) -> str:
-        if not isinstance(value, str) or value not in self.options:
-            raise ValueError(f"{name} must be one of {self.options}, got {value!r:.80}")
-        return str(value)
-
-
-@dataclass(frozen=True)
-class Folder(Rule):
-    """A path or None."""
-
-    def __call__(self, name: str, value: Any) -> Any:
-        if value is not None and not isinstance(value, str | os.PathLike):
-            raise TypeError(f"{name} must be None or a path, got {value!r:.80}")
-        return value
-
-
-@dataclass(frozen=True)
-class Function(Rule):
-    """None or something to call."""
-
-    def __call__(self, name: str, value: Any) -> Any:
-        if value is not None and not callable(value):
-            raise TypeError(f"{name} must be None or a function of one argument, {name}(info), got {value!r:.80}")
-        return value
-
-
-@dataclass(frozen=True)
-class Anything(Rule):
-    """Checked where it is used."""
-
-    def __call__(self, name: str, value: Any) -> Any:
-        return value
+# Fields ---------------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Instance(Rule):
-    """An object with parameters of its own, of a class of this module that is named `kind`."""
+    """An object with parameters of its own, of a class in `_KINDS`."""
 
     kind: str
 
@@ -148,12 +46,16 @@ def constant(default: Any, rule: Rule) -> Any:
     return dataclasses.field(default=default, metadata={"rule": rule, "name": ""})
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Parameters:
     """Base of objects that hold some parameters: scikit-learn can read, clone and search them.
 
     They do not change: ``set_params`` of the estimator replaces them.
     """
+
+    def __repr__(self) -> str:
+        changed = (f for f in dataclasses.fields(self) if getattr(self, f.name) != f.default)
+        return f"{type(self).__name__}({', '.join(f'{f.name}={getattr(self, f.name)!r}' for f in changed)})"
 
     def get_params(self, deep: bool = True) -> dict[str, Any]:
         """Return the parameters by name."""
@@ -199,7 +101,7 @@ class Pretraining:
     augment: bool = parameter(True, Flag())
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class RemovalMethod(Parameters):
     """Base of the ways to remove the batch in stage 2.
 
@@ -212,7 +114,7 @@ class RemovalMethod(Parameters):
     aligns_profile: ClassVar[bool] = True
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class OnlineRemoval(RemovalMethod):
     """Batch removal by adversaries that are trained along with the generator: the default.
 
@@ -297,7 +199,7 @@ class OnlineRemoval(RemovalMethod):
     decorrelation: float = parameter(2.0, WEIGHT)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class PublishedRemoval(RemovalMethod):
     """Batch removal as published: classifiers fitted between the stages and frozen, those of the batch refitted.
 
@@ -348,7 +250,7 @@ class Removal:
     method: RemovalMethod = parameter(OnlineRemoval(), Instance("removal"), "removal")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class ProfileAlignment(Parameters):
     """Stage 3, on the finished generator: a small network makes the profile, and the batch is erased from images.
 

@@ -38,16 +38,20 @@ def _first_argument_by_name(method: Callable[..., Any]) -> Callable[..., Any]:
     return call
 
 
-def _fitted(path: str) -> property:
-    """Return a property that reads a part of the fitted model, and is not there before fit."""
-    read = operator.attrgetter(path)
-
-    def get(self: BeGANTransformer) -> Any:
-        if self._model is None:
-            raise AttributeError(f"this {type(self).__name__} is not fitted yet")
-        return read(self._model)
-
-    return property(get)
+_FITTED = {  # attribute: where the fitted model has it
+    "batches_": "batches",
+    "cell_types_": "cell_types",
+    "image_shape_": "image_shape",
+    "target_shape_": "target_shape",
+    "n_features_out_": "n_features",
+    "history_": "history",
+    "device_": "device",
+    "bf_mean_": "bf_scaling.mean",
+    "bf_scale_": "bf_scaling.scale",
+    "qpi_mean_": "target_scaling.mean",
+    "qpi_scale_": "target_scaling.scale",
+    "base_width_": "base_width",
+}
 
 
 class BeGANTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
@@ -196,22 +200,21 @@ class BeGANTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEs
     (200, 16)
     """
 
-    #: All that a fit leaves; it is set once, at the end of a fit.
+    #: All that a fit leaves, see :meth:`_adopt`.
     _model: FittedModel | None = None
 
-    batches_ = _fitted("batches")
-    cell_types_ = _fitted("cell_types")
-    image_shape_ = _fitted("image_shape")
-    target_shape_ = _fitted("target_shape")
-    n_features_out_ = _fitted("n_features")
-    _n_features_out = _fitted("n_features")
-    history_ = _fitted("history")
-    device_ = _fitted("device")
-    bf_mean_ = _fitted("bf_scaling.mean")
-    bf_scale_ = _fitted("bf_scaling.scale")
-    qpi_mean_ = _fitted("target_scaling.mean")
-    qpi_scale_ = _fitted("target_scaling.scale")
-    base_width_ = _fitted("base_width")
+    batches_: np.ndarray | None
+    cell_types_: np.ndarray | None
+    image_shape_: tuple[int, ...]
+    target_shape_: tuple[int, ...]
+    n_features_out_: int
+    history_: dict[str, Any]
+    device_: str
+    bf_mean_: np.ndarray
+    bf_scale_: np.ndarray
+    qpi_mean_: np.ndarray
+    qpi_scale_: np.ndarray
+    base_width_: int
 
     # Nothing to request: scikit-learn routes these to fit and score wherever they are given. It would take the first
     # argument for metadata too, since it is not called X.
@@ -351,7 +354,7 @@ class BeGANTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEs
         for event in fitted.events:
             if event.warns:
                 checks.warn_caller(str(event), RuntimeWarning)
-        self._model = fitted.model
+        self._adopt(fitted.model)
         fitted.remove_checkpoints()
         return self
 
@@ -461,14 +464,14 @@ class BeGANTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEs
         bf = checks.check_images(X_bf, "X_bf", self.image_shape_)
         if len(bf) < 2:
             raise ValueError("recalibrate needs at least two cells, better some hundred, got 1")
-        self._model = self._model.recalibrated(
+        model = self._model.recalibrated(
             bf,
             np.random.RandomState(0).permutation(len(bf)),
             device=self.device,
             precision=config.runtime.precision,
             minibatch_size=config.removal.minibatch_size,
         )
-        return self
+        return self._adopt(model)
 
     def _predict(self, X_bf: Any, want: Any) -> np.ndarray:
         check_is_fitted(self)
@@ -575,6 +578,16 @@ class BeGANTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEs
             # They are frozen, since several estimators may share one.
             setattr(self, holder, dataclasses.replace(held, **{field: value}))
         return self
+
+    def _adopt(self, model: FittedModel) -> BeGANTransformer:
+        """Take over a fitted model and show its parts as attributes, in one step that nothing can interrupt."""
+        parts = {name: operator.attrgetter(path)(model) for name, path in _FITTED.items()}
+        self.__dict__.update(parts, _model=model)
+        return self
+
+    @property
+    def _n_features_out(self) -> int:
+        return self.n_features_out_
 
     def __sklearn_is_fitted__(self) -> bool:
         return self._model is not None

@@ -143,12 +143,12 @@ class FittedModel:
         }
         odd = [name for name, values in numbers.items() if not np.isfinite(values).all()]
         if not odd:
-            chosen = rows[np.linspace(0, len(rows) - 1, min(len(rows), MAX_CHECKED)).round().astype(int)]
-            images = bf[np.sort(chosen)]
+            chosen = np.sort(rows[np.linspace(0, len(rows) - 1, min(len(rows), MAX_CHECKED)).round().astype(int)])
+            parts = np.array_split(chosen, -(-len(chosen) // 256))
             wanted: tuple[Literal["features", "images"], ...] = ("features", "images")
             for want in wanted:
-                values = self.predict(images, want, device=device, precision=precision)
-                if not np.isfinite(values).all():
+                outputs = (self.predict(bf[part], want, device=device, precision=precision) for part in parts)
+                if not all(np.isfinite(values).all() for values in outputs):
                     odd.append(f"{want} of training cells")
         if odd:
             raise FloatingPointError(

@@ -12,7 +12,7 @@ import skbegan
 ROOT = Path(skbegan.__file__).parent
 SPEAKS_SKLEARN = {"estimator", "metrics", "checks", "plotting", "io", "datasets"}
 LEAVES = {"metrics", "datasets"}  # import nothing of ours
-GROUND = {"config", "design", "checks", "_version"}  # import of ours only one another
+GROUND = {"config", "design", "checks", "_rules", "_version"}  # import of ours only one another
 
 
 def imports() -> dict[str, set[str]]:
@@ -128,7 +128,7 @@ def test_importing_the_package_loads_neither_torch_nor_scikit_learn():
 
 def test_no_file_has_two_jobs():
     # A longer file needs a reason; the estimator's is its docstring and parameter list.
-    limits = {"estimator": 600}
+    limits = {"estimator": 620}
     for path in ROOT.rglob("*.py"):
         lines = len(path.read_text(encoding="utf-8").splitlines())
         assert lines <= limits.get(path.stem, 500), f"{path.name} has {lines} lines"

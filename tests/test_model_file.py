@@ -166,9 +166,7 @@ def test_round_trip_of_labels(est, tmp_path, name):
 
 def load_copy(est, **changes):
     """A fitted copy, with changes of what was fitted."""
-    copied = clone(est, safe=False)
-    copied._model = dataclasses.replace(est._model, **changes)
-    return copied
+    return clone(est)._adopt(dataclasses.replace(est._model, **changes))
 
 
 def weights_of(est):

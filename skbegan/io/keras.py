@@ -95,14 +95,14 @@ def load_keras_generator(path: str | os.PathLike[str], **params: Any) -> BeGANTr
             )
     est = BeGANTransformer(**{**_LIKE_KERAS_PREDICT, **params})
     n_in, n_out, side = widths["in_channels"], widths["out_channels"], network.side
-    est._model = FittedModel(
+    model = FittedModel(
         weights=state,
         bf_scaling=Scaling.identity(n_in),
         target_scaling=Scaling.identity(n_out),
         image_shape=(side, side) if n_in == 1 else (side, side, n_in),
         target_shape=(side, side) if n_out == 1 else (side, side, n_out),
     )
-    return est
+    return est._adopt(model)
 
 
 def read_keras_network(path: str | os.PathLike[str]) -> nn.Module:

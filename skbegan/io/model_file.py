@@ -209,7 +209,7 @@ def load(path: str | os.PathLike[str]) -> BeGANTransformer:
     except safetensors.SafetensorError as error:
         raise _refusal(path, f"it is no safetensors file, or a damaged one ({error})") from error
     _check_weights(path, weights)
-    est._model = FittedModel(
+    model = FittedModel(
         weights=weights,
         bf_scaling=Scaling(fitted["bf_mean"], fitted["bf_scale"]),
         target_scaling=Scaling(fitted["qpi_mean"], fitted["qpi_scale"]),
@@ -219,7 +219,7 @@ def load(path: str | os.PathLike[str]) -> BeGANTransformer:
         config=fitted["config"],
     )
     checks.warn_of_versions(document["versions"], versions(), str(path))
-    return est
+    return est._adopt(model)
 
 
 # ------------------------------------------------------------------------------------------------------------ writing
