@@ -299,9 +299,9 @@ def _draw(axis: Any, rows: list[_Row], xlabel: str, *, bounded: bool, leakage: b
             axis.plot(
                 [row.chance] * 2, [y - 0.5, y + 0.5], linestyle=(0, (2, 1.5)), color=_GREY, linewidth=1.3, zorder=1
             )
-        for value, look in ((row.raw, _RAW), (row.truth, _TRUTH)):
+        for value, marker in ((row.raw, _RAW), (row.truth, _TRUTH)):
             if value is not None and np.isfinite(value):
-                axis.scatter(value, y, zorder=4, clip_on=False, **look)
+                axis.scatter(value, y, zorder=4, clip_on=False, **marker)
                 drawn.append(value)
         for k, (value, spread) in enumerate(zip(row.values, row.spreads, strict=True)):
             if value is not None and np.isfinite(value):
