@@ -313,6 +313,12 @@ class PublishedRemoval(RemovalMethod):
         Batch classifiers, each on its own subset of the features.
     feature_minibatch_size, image_minibatch_size : int, default=32, 500
         Of the fits of the classifiers of features and of images.
+
+    Examples
+    --------
+    >>> from skbegan import PUBLISHED, BeGANTransformer
+    >>> BeGANTransformer(**PUBLISHED).removal.n_subsets
+    4
     """
 
     plan: ClassVar[str] = "skbegan.core.plans.published"
@@ -387,6 +393,12 @@ class ProfileAlignment(Parameters):
     ----------
     .. [1] Gretton et al., "A kernel two-sample test", Journal of Machine Learning Research 13, 2012.
     .. [2] Belrose et al., "LEACE: perfect linear concept erasure in closed form", NeurIPS 2023.
+
+    Examples
+    --------
+    >>> from skbegan import BeGANTransformer, ProfileAlignment
+    >>> BeGANTransformer(profile=ProfileAlignment(matching=0)).get_params()["profile__matching"]
+    0
     """
 
     matching: float = parameter(10.0, WEIGHT)

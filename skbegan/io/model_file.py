@@ -96,6 +96,21 @@ def save(est: BeGANTransformer, path: str | os.PathLike[str]) -> None:
     See Also
     --------
     load : Read such a file.
+
+    Examples
+    --------
+    >>> from pathlib import Path
+    >>> from tempfile import TemporaryDirectory
+    >>> from skbegan import BeGANTransformer, save
+    >>> from skbegan.datasets import make_cell_images
+    >>> cells = make_cell_images(60, 2, 2, 16, random_state=0)
+    >>> began = BeGANTransformer(base_width=4, n_features=16, pretrain_epochs=1, removal_epochs=0, random_state=0)
+    >>> began = began.fit(cells.bf, cells.qpi)
+    >>> with TemporaryDirectory() as folder:
+    ...     path = Path(folder) / "model.safetensors"
+    ...     save(began, path)
+    ...     path.exists()
+    True
     """
     from skbegan.estimator import BeGANTransformer
 
@@ -188,6 +203,22 @@ def load(path: str | os.PathLike[str]) -> BeGANTransformer:
     -----
     UserWarning
         If another version of skbegan, or another minor version of scikit-learn, wrote the file.
+
+    Examples
+    --------
+    >>> from pathlib import Path
+    >>> from tempfile import TemporaryDirectory
+    >>> from skbegan import BeGANTransformer, load, save
+    >>> from skbegan.datasets import make_cell_images
+    >>> cells = make_cell_images(60, 2, 2, 16, random_state=0)
+    >>> began = BeGANTransformer(base_width=4, n_features=16, pretrain_epochs=1, removal_epochs=0, random_state=0)
+    >>> began = began.fit(cells.bf, cells.qpi)
+    >>> with TemporaryDirectory() as folder:
+    ...     path = Path(folder) / "model.safetensors"
+    ...     save(began, path)
+    ...     again = load(path)
+    >>> bool((again.transform(cells.bf) == began.transform(cells.bf)).all())
+    True
     """
     from skbegan.data.source import Scaling
     from skbegan.model import FittedModel

@@ -44,6 +44,15 @@ class AuditDisplay:
     axes_ : dict of str to matplotlib Axes
         Those of ``"leakage"``, ``"cell_type"``, ``"image_error"``, ``"image_likeness"``, ``"leakage_per_type"``,
         ``"cross_batch_per_batch"`` and ``"error_per_batch"`` that there is something to draw in.
+
+    Examples
+    --------
+    >>> from skbegan.metrics import Audit, Measure
+    >>> from skbegan.plotting import AuditDisplay
+    >>> leakage = Measure("leakage", "features", 0.1, 0.02, 0.0, "lower", 0.9, None, 200)
+    >>> found = Audit("an audit", [], {"leakage_linear": leakage}, {}, {}, {})  # what skbegan.metrics.audit returns
+    >>> list(AuditDisplay.from_audit(found).axes_)
+    ['leakage']
     """
 
     def __init__(self, audits: Mapping[str, Any]) -> None:

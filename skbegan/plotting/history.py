@@ -63,6 +63,14 @@ class HistoryDisplay:
     ----------
     figure_ : matplotlib Figure
     axes_ : dict of (stage, panel) to matplotlib Axes
+
+    Examples
+    --------
+    >>> from skbegan.plotting import HistoryDisplay
+    >>> losses = {"epoch": [1, 2, 3], "image": [0.5, 0.3, 0.2], "validation_image": [0.6, 0.4, 0.3]}
+    >>> display = HistoryDisplay({"pretraining": losses}).plot()  # of a fit: HistoryDisplay.from_estimator(began)
+    >>> list(display.axes_)
+    [('pretraining', 'image')]
     """
 
     def __init__(self, history: Mapping[str, Mapping[str, Sequence[float]]]) -> None:
