@@ -451,7 +451,7 @@ def save_predictions(
     >>> with TemporaryDirectory() as root:
     ...     written = save_predictions(root, images=cells.qpi, features=cells.qpi[:, 0], **labels)
     ...     len(written), written[0].suffix
-    XX
+    (8, '.mat')
     """
     root = Path(root)
     arrays = {
