@@ -99,18 +99,13 @@ def save(est: BeGANTransformer, path: str | os.PathLike[str]) -> None:
 
     Examples
     --------
-    >>> from pathlib import Path
-    >>> from tempfile import TemporaryDirectory
-    >>> from skbegan import BeGANTransformer, save
-    >>> from skbegan.datasets import make_cell_images
-    >>> cells = make_cell_images(60, 2, 2, 16, random_state=0)
-    >>> began = BeGANTransformer(base_width=4, n_features=16, pretrain_epochs=1, removal_epochs=0, random_state=0)
-    >>> began = began.fit(cells.bf, cells.qpi)
-    >>> with TemporaryDirectory() as folder:
-    ...     path = Path(folder) / "model.safetensors"
-    ...     save(began, path)
-    ...     path.exists()
-    True
+    >>> import tempfile, skbegan
+    >>> cells = skbegan.datasets.make_cell_images(60, 2, 2, 16, random_state=0)
+    >>> began = skbegan.BeGANTransformer(base_width=4, pretrain_epochs=1, removal_epochs=0, random_state=0)
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     skbegan.save(began.fit(cells.bf, cells.qpi), f"{folder}/model.safetensors")
+    ...     skbegan.load(f"{folder}/model.safetensors").image_shape_
+    (16, 16)
     """
     from skbegan.estimator import BeGANTransformer
 
@@ -206,17 +201,12 @@ def load(path: str | os.PathLike[str]) -> BeGANTransformer:
 
     Examples
     --------
-    >>> from pathlib import Path
-    >>> from tempfile import TemporaryDirectory
-    >>> from skbegan import BeGANTransformer, load, save
-    >>> from skbegan.datasets import make_cell_images
-    >>> cells = make_cell_images(60, 2, 2, 16, random_state=0)
-    >>> began = BeGANTransformer(base_width=4, n_features=16, pretrain_epochs=1, removal_epochs=0, random_state=0)
-    >>> began = began.fit(cells.bf, cells.qpi)
-    >>> with TemporaryDirectory() as folder:
-    ...     path = Path(folder) / "model.safetensors"
-    ...     save(began, path)
-    ...     again = load(path)
+    >>> import tempfile, skbegan
+    >>> cells = skbegan.datasets.make_cell_images(60, 2, 2, 16, random_state=0)
+    >>> began = skbegan.BeGANTransformer(base_width=4, pretrain_epochs=1, removal_epochs=0, random_state=0)
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     skbegan.save(began.fit(cells.bf, cells.qpi), f"{folder}/model.safetensors")
+    ...     again = skbegan.load(f"{folder}/model.safetensors")
     >>> bool((again.transform(cells.bf) == began.transform(cells.bf)).all())
     True
     """
