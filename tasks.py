@@ -18,10 +18,11 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent
 VENV = Path(os.environ.get("SKBEGAN_VENV", ROOT / ".venv"))
 # -P keeps the checkout off sys.path: the installed wheel is imported, not the folder beside it.
+EXAMPLES = ["-P", "-m", "pytest", "--doctest-modules", "--pyargs", "skbegan", "-q"]  # those in docstrings
 TASKS = {
     "quickstart": [["-P", "examples/quickstart.py"]],
-    "tests": [["-P", "-m", "pytest", "tests", "-q"]],
-    "fast-tests": [["-P", "-m", "pytest", "tests", "-q", "-m", "not slow"]],
+    "tests": [["-P", "-m", "pytest", "tests", "-q"], EXAMPLES],
+    "fast-tests": [["-P", "-m", "pytest", "tests", "-q", "-m", "not slow"], EXAMPLES],
     "checks": [["-m", "ruff", "check", "."], ["-m", "ruff", "format", "--check", "."], ["-m", "mypy"]],
     "lowest": [["-P", "-m", "pytest", "tests", "-q", "-m", "not slow"]],
     "install": [],
@@ -31,7 +32,8 @@ TASKS = {
 def run(*command: str | Path) -> None:
     """Run a command in the repository and stop here if it fails."""
     print("$", *command, flush=True)
-    code = subprocess.run([str(part) for part in command], cwd=ROOT).returncode
+    figures_need_no_screen = {"MPLBACKEND": "Agg", **os.environ}
+    code = subprocess.run([str(part) for part in command], cwd=ROOT, env=figures_need_no_screen).returncode
     if code:
         sys.exit(code)
 

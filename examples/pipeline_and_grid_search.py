@@ -21,7 +21,7 @@ from sklearn.model_selection import GridSearchCV, LeaveOneGroupOut
 from sklearn.pipeline import Pipeline
 from sklearn.svm import SVC
 
-from skbegan import BeGANTransformer
+from skbegan import BeGANTransformer, OnlineRemoval
 from skbegan.datasets import make_cell_images
 from skbegan.metrics import batch_leakage
 
@@ -61,9 +61,8 @@ def main(arguments: list[str] | None = None) -> None:
             pretrain_epochs=args.pretrain_epochs,
             removal_epochs=args.removal_epochs,
             learning_rate=1e-3,  # these rates and the minibatch are for few cells and few epochs
-            removal_learning_rate=1e-3,
             minibatch_size=32,
-            warmup_epochs=2,
+            removal=OnlineRemoval(learning_rate=1e-3, warmup_epochs=2),
             memory=cache,
             random_state=0,
         )

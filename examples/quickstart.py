@@ -41,8 +41,7 @@ LEARNING_RATE = 5e-4  # of stage 1; the default of 2e-4 is meant for more cells 
 PUBLISHED_STAGE_2 = {
     name: PUBLISHED[name]
     for name in (
-        "adversary",
-        "n_adversaries",
+        "removal",
         "batch_target",
         "adversarial_weight",
         "cell_type_weight",
@@ -51,9 +50,7 @@ PUBLISHED_STAGE_2 = {
         "batch_image_weight",
         "image_weight",
         "refresh_epochs",
-        "removal_learning_rate",
         "classifier_learning_rate",
-        "adversary_learning_rate",
     )
 } | {"classifier_epochs": 20}
 

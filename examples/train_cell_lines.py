@@ -11,7 +11,7 @@ state Test is touched by the audit only. Usage::
     python examples/train_cell_lines.py ROOT                        # full size: wants a GPU
     python examples/train_cell_lines.py ROOT --out outputs/plates --image-size 128 --minibatch-size 10 --published
     python examples/train_cell_lines.py ROOT --image-size 32 --base-width 16 --n-features 128 \
-        --pretrain-epochs 40 --removal-epochs 80                    # a first look, on a laptop
+        --pretrain-epochs 40 --removal-epochs 80                    # a first try, on a laptop
 
 A run that broke off goes on from its last epoch when the same command is given again. Ctrl-C in stage 2 ends the
 training early and audits the best model so far. All options: --help.

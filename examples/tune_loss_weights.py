@@ -37,7 +37,7 @@ from sklearn.model_selection import GridSearchCV, LeaveOneGroupOut, StratifiedSh
 from sklearn.pipeline import Pipeline
 from sklearn.preprocessing import StandardScaler
 
-from skbegan import BeGANTransformer
+from skbegan import BeGANTransformer, OnlineRemoval
 from skbegan.datasets import make_cell_images
 from skbegan.metrics import FeatureScorer
 
@@ -86,8 +86,7 @@ def began(args: argparse.Namespace, cache: str) -> BeGANTransformer:
         pretrain_epochs=args.epochs[0],
         removal_epochs=args.epochs[1],
         learning_rate=1e-3,  # these rates and the warm-up are for few cells and few epochs
-        removal_learning_rate=1e-3,
-        warmup_epochs=1,
+        removal=OnlineRemoval(learning_rate=1e-3, warmup_epochs=1),
         device="cpu",
         memory=cache,
         random_state=0,
@@ -104,7 +103,7 @@ def search(pipe: Pipeline, cells: Any, weights: Sequence[float], jobs: int) -> t
     unseen.fit(cells.bf, cells.cell_type, groups=cells.batch, **images)
 
     # Scorers need the batch of the scored cells. With sklearn.set_config(enable_metadata_routing=True) it arrives by
-    # itself; without, a scorer is told the labels of all images beforehand.
+    # itself; without, a scorer is given the labels of all images beforehand.
     measures = {
         "leakage_linear": FeatureScorer("leakage"),
         "leakage_mlp": FeatureScorer("leakage", probe="mlp"),

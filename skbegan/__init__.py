@@ -1,6 +1,6 @@
 """skbegan: batch-free profiles and phase images of single cells, as a scikit-learn transformer on a PyTorch core.
 
-The face of the package; torch is loaded only when a model is trained or used.
+Public names are imported when they are first used; torch is loaded only when a model is trained or used.
 """
 
 from __future__ import annotations

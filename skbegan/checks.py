@@ -1,6 +1,6 @@
-"""Every way in: images and labels, checked before any long work starts.
+"""Checks of all that users give: images and labels, before any long work starts.
 
-Arrays are passed on as they came (memory maps stay memory maps); what is refused is refused with one message that says
+Arrays are passed on as they came (memory maps stay memory maps); input that cannot be used raises one error that says
 what was wrong, what was found and what to do.
 """
 

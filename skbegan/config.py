@@ -133,8 +133,8 @@ class OnlineRemoval(RemovalMethod):
     warmup_epochs : int, default=4
         Epochs at the start in which the classifiers are trained and the generator is not.
     ramp : float, default=0.3
-        Share of the stage over which the weights of the losses that remove the batch rise from 0. Strong fooling from
-        the first step outruns the cell-type classifiers.
+        Share of the stage over which the weights of the losses that remove the batch rise from 0. With full
+        weights from the first step the cell-type classifiers cannot keep up.
     decay : float, default=0.5
         Share of the stage, its last part, over which the generator's learning rate falls to 0.
     averaging : float, default=0.99
@@ -142,12 +142,12 @@ class OnlineRemoval(RemovalMethod):
         the stage leaves; 0 leaves the last one.
     style_share : float, default=0.8
         Share of the cells given the style of another batch (mean image and power spectrum), after Fourier-domain style
-        transfer [1]_. Targets get it to be learned from, so that the prediction cannot depend on the batch;
-        brightfields get it as a second view, see `invariance`. A type is also shown in the styles of batches that it
-        was never imaged in, or its images would tell which batches those are.
+        transfer [1]_. It applies to targets, so that the best prediction is the same for all batches, and to the second
+        view of brightfields, see `invariance`. Styles include those of batches that the type was never imaged in: the
+        batch would otherwise predict the type.
     brightfield_style_share : float, default=0.4
-        Share of the brightfields that are learned from in another style themselves. The more, the less the cell type is
-        guessed from the batch: less sure in known batches, more often right in new ones.
+        Share of the brightfields in the first view that get another style. More of it makes the cell type harder to
+        name in known batches and easier in new ones, since the batch is less of a hint.
     unseen_style_share : float, default=0.7
         Share, among brightfields in another style, of those in an unseen style, which is of no batch.
     unseen_style_spread : float, default=1.5
@@ -160,8 +160,8 @@ class OnlineRemoval(RemovalMethod):
         Weight of the difference between the profile of a cell and that of its second view, in another style and
         orientation.
     activity : float, default=2.0
-        Weight of the variance term, which keeps features from dying out: removing the batch is easiest with few
-        features. It and `decorrelation` are the variance and covariance terms of VICReg [2]_ in other forms.
+        Weight of the variance term, which keeps features from becoming constant: removing the batch is easiest with
+        few features. It and `decorrelation` are the variance and covariance terms of VICReg [2]_ in other forms.
     decorrelation : float, default=2.0
         Weight of the mean squared correlation of pairs of features.
 
@@ -216,6 +216,12 @@ class PublishedRemoval(RemovalMethod):
         Batch classifiers, each on its own subset of the features.
     feature_minibatch_size, image_minibatch_size : int, default=32, 500
         Of the fits of the classifiers of features and of images.
+
+    Examples
+    --------
+    >>> from skbegan import PUBLISHED, BeGANTransformer
+    >>> BeGANTransformer(**PUBLISHED).removal.n_subsets
+    4
     """
 
     plan: ClassVar[str] = "skbegan.core.plans.published"
@@ -261,7 +267,7 @@ class ProfileAlignment(Parameters):
         [1]_. 0 leaves the features as they are.
     floor : float, default=0.03
         The profile keeps the directions in which the features have at least this share of the variance of an average
-        direction. Fainter ones hold little but the batch. Greater values leave a profile of fewer independent numbers.
+        direction. Fainter ones mostly hold the batch. Greater values leave a profile of fewer independent numbers.
     image_erasure : bool, default=True
         Erase from the predicted images the directions in which the batches of a cell type have different means (after
         LEACE [2]_; only with a positive `batch_image_weight`).
@@ -290,6 +296,12 @@ class ProfileAlignment(Parameters):
     ----------
     .. [1] Gretton et al., "A kernel two-sample test", Journal of Machine Learning Research 13, 2012.
     .. [2] Belrose et al., "LEACE: perfect linear concept erasure in closed form", NeurIPS 2023.
+
+    Examples
+    --------
+    >>> from skbegan import BeGANTransformer, ProfileAlignment
+    >>> BeGANTransformer(profile=ProfileAlignment(matching=0)).get_params()["profile__matching"]
+    0
     """
 
     matching: float = parameter(10.0, WEIGHT)

@@ -82,9 +82,9 @@ class Design:
         Parameters
         ----------
         kind : {"conditional", "uniform", "reference"}
-            ``"conditional"`` is p(batch given cell type), all that a batch-free profile can tell, and so the finite
-            optimum for a design in which types miss from batches. ``"uniform"`` gives each batch the same probability.
-            ``"reference"`` is the published target: every cell is to look like the reference batch.
+            ``"conditional"`` is p(batch given cell type), the best prediction from a profile without batch
+            effect, also where types are missing from batches. ``"uniform"`` gives each batch the same probability.
+            ``"reference"`` is the published target: every cell is to be taken for one of the reference batch.
 
         Returns
         -------

@@ -1,4 +1,4 @@
-"""BeGANTransformer: the estimator. Speaks scikit-learn outwards and hands the work to the stages of a fit."""
+"""BeGANTransformer: the scikit-learn estimator. The work of a fit is in :mod:`skbegan.fit`."""
 
 from __future__ import annotations
 
@@ -59,8 +59,8 @@ class BeGANTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEs
 
     Stage 1, pretraining: a pix2pix conditional GAN that predicts the target image (the quantitative phase image, QPI)
     from the brightfield. Stage 2, batch removal: classifiers of batch and cell type, on the features and on the
-    predicted images, steer the generator so that neither tells the batch and both keep the cell type. Stage 3, profile
-    alignment: on the finished generator a small network makes the profile from the features.
+    predicted images, train the generator so that neither reveals the batch and both keep the cell type. Stage 3,
+    profile alignment: on the finished generator a small network makes the profile from the features.
 
     Parameters
     ----------
@@ -92,8 +92,8 @@ class BeGANTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEs
     image_weight : float, default=30.0
         Weight of the mean absolute image error in stage 2.
     batch_target : {"conditional", "uniform", "reference"}, default="conditional"
-        What the adversaries are to be made to say: p(batch given cell type) as it is in the training cells, the same
-        probability for every batch, or `reference_batch` for every cell (published).
+        What the generator makes the adversaries predict: p(batch given cell type) as it is in the training cells, the
+        same probability for every batch, or `reference_batch` for every cell (published).
     reference_batch : label, default=None
         Batch that ``batch_target="reference"`` pushes all cells to; None takes the first in sorted order.
     removal : OnlineRemoval or PublishedRemoval, default=OnlineRemoval()
@@ -112,8 +112,8 @@ class BeGANTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEs
     augment : bool, default=True
         Flip and turn each pair of images at random (the eight symmetries of the square) while training.
     validation_fraction : float, default=0.1
-        Share of the cells, stratified by batch and cell type, held out to choose, in stage 2 to watch, generators.
-        Where that would be a single cell none is held out.
+        Share of the cells, stratified by batch and cell type, held out: in stage 1 to choose the best generator, in the
+        default stage 2 only to report losses. Where that would be a single cell none is held out.
     standardize : bool, default=True
         Standardise each channel over the training cells, and start the last layer at that scale. Loss weights refer to
         standardised images; predictions come in the units of the target all the same.
@@ -300,7 +300,7 @@ class BeGANTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEs
     def fit(
         self, X_bf: Any, y: Any = None, batch: Any = None, cell_type: Any = None, *, y_qpi: Any = None
     ) -> BeGANTransformer:
-        """Train both stages.
+        """Train all stages.
 
         Parameters
         ----------

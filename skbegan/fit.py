@@ -1,6 +1,6 @@
 """How a fit runs: split, seeds, cache of stage 1, checkpoints, warm start, and the three stages in turn.
 
-From checked cells to a :class:`~skbegan.model.FittedModel`; the estimator takes over nothing before it is complete.
+From checked cells to a :class:`~skbegan.model.FittedModel`. The estimator is changed only when it is complete.
 """
 
 from __future__ import annotations
@@ -101,7 +101,7 @@ def run(
 
 
 class _Stages:
-    """The stages of one fit, and what they have in common."""
+    """The stages of one fit, with the data, seeds and history that they share."""
 
     def __init__(
         self,
@@ -162,7 +162,7 @@ class _Stages:
     # Stages -------------------------------------------------------------------------------------------------------
 
     def _pretrain(self) -> StageResult:
-        # Only what stage 1 depends on may be among the arguments that the cache looks at.
+        # The cache is keyed by these arguments: only what stage 1 depends on may be among them.
         arguments: tuple[Any, ...] = (
             self.dataset.bf,
             self.dataset.qpi,

@@ -1,4 +1,4 @@
-"""FittedModel: everything that a fit leaves; what is saved, loaded and pickled, and what predicts."""
+"""FittedModel: the result of a fit. It is what is saved, loaded and pickled, and it predicts."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from skbegan.core.networks import Generator, Weights
     from skbegan.data.source import ImageSource, Scaling
 
-MAX_CHECKED = 4096  # training cells whose outputs are looked at before a model is handed out
+MAX_CHECKED = 4096  # training cells whose outputs are checked before a fit returns its model
 
 
 @dataclass(frozen=True, eq=False)
@@ -129,7 +129,7 @@ class FittedModel:
             return dataclasses.replace(self, weights=to_numpy(generator))
 
     def check_finite(self, bf: np.ndarray, rows: np.ndarray, *, device: str, precision: str) -> None:
-        """Look at weights, scalings, and the outputs on training cells, at most `MAX_CHECKED` of them.
+        """Check weights, scalings, and the outputs on training cells, at most `MAX_CHECKED` of them.
 
         Raises
         ------

@@ -123,7 +123,7 @@ def test_published_procedure_on_drugs(main: Callable[[list[str]], None], tree: P
                 split=split,
             )
     main([str(data), "--out", str(out), *TINY, "--published", "--max-cells-per-group", "6"])
-    assert skbegan.load(out / "model.safetensors").adversary == "published"
+    assert skbegan.load(out / "model.safetensors").removal == skbegan.PublishedRemoval()
     predicted = load_cell_images(out / "predictions", "Test", image_size=None, qpi_variable="CytoMAD_image")
     assert sorted(set(predicted.cell_type)) == ["Afatinib", "DMSO", "Docetaxel"]
     assert read_table(out)["after batch removal"]["mae_truth"] == ""

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import skbegan
-from skbegan.core import recipe
+from skbegan.config import Config
 
 SCRIPT = Path(__file__).parents[1] / "examples" / "tune_loss_weights.py"
 
@@ -62,5 +62,7 @@ def test_searches_prints_and_draws(
 
 
 def test_stage_1_does_not_depend_on_the_weight() -> None:
-    # Why the search pays for stage 1 once per fold only.
-    assert "batch_weight" not in recipe.PRETRAINING_SETTINGS
+    # Why the search pays for stage 1 once per fold only: all that stage 1 depends on is the same.
+    one, other = (Config.of(skbegan.BeGANTransformer(batch_weight=weight).get_params(deep=False)) for weight in (0, 3))
+    assert one.removal != other.removal
+    assert (one.architecture, one.pretraining) == (other.architecture, other.pretraining)

@@ -14,6 +14,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 
+from skbegan import BeGANTransformer, OnlineRemoval, PublishedRemoval
 from skbegan.metrics import Audit, Measure
 from skbegan.plotting import AuditDisplay, CellImagesDisplay, FeatureMapDisplay, HistoryDisplay, compare_features
 
@@ -218,7 +219,54 @@ def test_history():
     assert ("batch_removal", "total") in one.axes_
 
 
-def test_history_with_few_or_strange_losses():
+@pytest.mark.parametrize("removal", [OnlineRemoval(warmup_epochs=1), PublishedRemoval()], ids=["online", "published"])
+@pytest.mark.filterwarnings("ignore:batch_removal. these cell types have collapsed")
+def test_every_loss_of_a_fit_has_a_panel_and_its_own_name(cells, removal):
+    began = BeGANTransformer(
+        base_width=4,
+        n_features=16,
+        pretrain_epochs=1,
+        removal_epochs=2,
+        classifier_epochs=1,
+        removal=removal,
+        minibatch_size=32,
+        device="cpu",
+        random_state=0,
+    )
+    began.fit(cells.bf, cells.qpi, cells.batch, cells.cell_type)
+    shown = HistoryDisplay.from_estimator(began, details=True)
+    assert "other" not in {panel for _, panel in shown.axes_}
+    for stage, losses in began.history_.items():
+        if stage == "events":
+            continue
+        drawn = {
+            text.get_text().replace(" ", "_")
+            for (of, _), axis in shown.axes_.items()
+            if of == stage
+            for text in axis.get_legend().get_texts()
+        }
+        assert drawn - {"validation"} == {name.removeprefix("validation_") for name in losses if name != "epoch"}
+    rows = [row.get_suptitle() for row in shown.figure_.subfigs]
+    assert rows[:2] == ["stage 1: pretraining", "stage 2: batch removal"]
+    assert rows[2:] == ["stage 3: profile alignment"] * isinstance(removal, OnlineRemoval)
+    stage_3 = [axis for (stage, _), axis in shown.axes_.items() if stage == "profile_alignment"]
+    assert {axis.get_xlabel() for axis in stage_3} <= {"part of the stage"}
+    no_overlap(shown.figure_, *shown.axes_.values(), *(a.get_legend() for a in shown.axes_.values()))
+
+
+def test_history_panels_come_from_exact_names():
+    losses = {"epoch": [1, 2], "batch_adversary_12": [1, 1], "validation_active_features": [1, 1]}
+    unknown = {"discrepancy": [1, 1], "my_image_score": [1, 1], "cell_type_2nd": [1, 1]}
+    shown = HistoryDisplay({"batch_removal": losses | unknown}).plot()
+    legends = {panel: [t.get_text() for t in axis.get_legend().get_texts()] for (_, panel), axis in shown.axes_.items()}
+    assert legends == {
+        "batch adversaries": ["batch adversary 12"],
+        "features": ["active features", "validation"],
+        "other": ["discrepancy", "my image score", "cell type 2nd"],
+    }
+
+
+def test_history_with_few_or_unknown_losses():
     shown = HistoryDisplay({"pretraining": {"epoch": [1], "sparsity": [0.5]}}).plot()
     assert shown.axes_["pretraining", "other"].lines[0].get_marker() == "o"
     HistoryDisplay({"pretraining": {"image": [1, -1, None]}}).plot().figure_.canvas.draw()

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 Network = TypeVar("Network", bound=nn.Module)
-MIN_BFLOAT16_WIDTH = 32  # of networks that a CPU may run in bfloat16: in narrower ones conversions eat the gain
+MIN_BFLOAT16_WIDTH = 32  # of networks that a CPU may run in bfloat16: in narrower ones it does not pay
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
 
 

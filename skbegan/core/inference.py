@@ -1,4 +1,4 @@
-"""The frozen generator: features without the decoder, images, and population statistics, in bounded memory."""
+"""Inference: features without the decoder, images, and population statistics, in bounded memory."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def estimate_population_statistics(generator: Generator, minibatches: Iterable[T
 
 
 def is_folded(generator: Generator) -> bool:
-    """Whether :func:`fold` has been here."""
+    """Whether :func:`fold` was applied to a module."""
     return not any(isinstance(module, nn.BatchNorm2d) for module in generator.modules())
 
 

@@ -2,10 +2,10 @@
 
 A loss has one name: that of its weight in the configuration, of its entry in the history and of its label in a plot.
 
-Besides the losses of the published procedure there are some that need no opponent. An adversary that is trained along
-lags behind the generator, and the two chase each other: a fresh linear probe then still reads what the adversary has
-lost sight of. What a linear probe can read within a type is governed by the Mahalanobis distance of its batches'
-means, and that can be computed and pulled together directly (:class:`BatchAlignment`). The others are a variance term
+Besides the losses of the published procedure there are some that need no adversary. An adversary that is trained along
+lags behind the generator, so that a fresh linear probe still reads the batch where the adversary no longer does. How
+well a linear probe reads it within a type depends on the Mahalanobis distance of the means of its batches, which can be
+computed and minimised directly (:class:`BatchAlignment`). The others are a variance term
 (:class:`Activity`) and a decorrelation term, after VICReg (Bardes, Ponce and LeCun, ICLR 2022), an invariance term, and
 the maximum mean discrepancy.
 """
@@ -63,7 +63,7 @@ def active_share(features: Tensor) -> Tensor:
     return (spread > 0.01 * spread.max()).float().mean()
 
 
-# Without an opponent --------------------------------------------------------------------------------------------------
+# Without an adversary -------------------------------------------------------------------------------------------------
 
 
 class BatchAlignment:
@@ -155,7 +155,7 @@ def invariance(features: Tensor, others: Tensor) -> Tensor:
 def standardised(features: Tensor) -> Tensor:
     """Return features with mean 0 and spread 1 over the minibatch, as a probe would scale them.
 
-    A batch signal cannot hide from the classifiers by being small.
+    Classifiers then read a batch signal however small its scale is.
     """
     spread = features.var(0, correction=0)
     return (features - features.mean(0)) / (spread + 1e-3 * spread.detach().mean() + 1e-8).sqrt()
@@ -164,8 +164,8 @@ def standardised(features: Tensor) -> Tensor:
 def decorrelation(features: Tensor) -> Tensor:
     """Return the mean squared correlation of pairs of features.
 
-    When all features say the same few things, their small differences are where the batch hides: too faint for the
-    alignment and the adversaries, readable for a probe.
+    With strongly correlated features the batch remains in their small differences, which are too faint for the
+    alignment and the adversaries but not for a probe.
     """
     scaled = standardised(features)
     correlation = scaled.T @ scaled / len(scaled)
@@ -174,9 +174,9 @@ def decorrelation(features: Tensor) -> Tensor:
 
 
 class Activity:
-    """Keeps the features alive: a loss where their mean or spread falls below half of what stage 1 left.
+    """Variance term: a loss where the mean or spread of features falls below half of what stage 1 left.
 
-    Removing the batch is easiest with few features; ones that a ReLU has shut off never come back by themselves.
+    Removing the batch is easiest with few features, and features that a ReLU sets to 0 for all cells do not recover.
 
     Parameters
     ----------
@@ -188,7 +188,7 @@ class Activity:
 
     def __init__(self, features: Tensor) -> None:
         mean, spread = features.mean(0), features.std(0, correction=0)
-        # Features that stage 1 left dead or faint are to reach what is usual among the others.
+        # Features that stage 1 left constant or faint are to reach the level of the others.
         self.mean = mean.clamp(min=0.5 * float(mean.median()) + 1e-8)
         self.spread = spread.clamp(min=0.5 * float(spread.median()) + 1e-8)
 

@@ -1,4 +1,4 @@
-"""Generator and discriminator of beGAN, and what inference makes of features and images, as PyTorch modules.
+"""Generator and discriminator of beGAN, and the maps that make profiles and erase the batch from predicted images.
 
 Sizes follow the published networks: at side 128 and base width 64 the parameter counts are theirs, to the unit. Every
 convolution has a 4 x 4 kernel, a bias and Keras' 'same' offsets. The discriminator returns logits, never probabilities:

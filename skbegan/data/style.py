@@ -7,9 +7,9 @@ b, and the amplitude of each spatial frequency is scaled by the ratio of their m
 gain, uneven illumination, blur and noise differ between instruments in just these statistics, while the cell's own
 structure is in the phases, which stay.
 
-What a batch does is known from the types it has in common with others, and applied to all: a cell is also shown in the
-styles of batches in which its type never was. Else the batch would tell which types are possible, and networks that are
-to know the type would learn to read the batch.
+The effect of a batch is measured on the types that it has in common with others and applied to all: a cell is also
+given the styles of batches in which its type was never imaged. The batch would otherwise predict the type, and networks
+that classify the type would learn to read the batch.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from skbegan.data.cells import Cells, Minibatch
 from skbegan.data.sampler import in_order
 from skbegan.design import Design
 
-MIN_CELLS = 8  # in a group of type and batch; with fewer its statistics are not worth passing on
-MAX_RATIO = 5.0  # of amplitudes, either way: frequencies that one batch does not resolve are not made up
+MIN_CELLS = 8  # in a group of type and batch; with fewer its statistics are too rough to be used
+MAX_RATIO = 5.0  # of amplitudes, either way: frequencies that a batch does not resolve cannot be restored
 CHUNK = 256
 
 

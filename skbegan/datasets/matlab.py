@@ -55,6 +55,13 @@ def resize_images(images: ArrayLike, size: int) -> NDArray[np.float32]:
         If the images are not square, not real, or not 3- or 4-dimensional, or if `size` is below 1.
     TypeError
         If `size` is not an integer.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from skbegan.datasets import resize_images
+    >>> resize_images(np.ones((5, 45, 45)), 32).shape
+    (5, 32, 32)
     """
     source, side = _real_array("images", images, (3, 4)), _check_count("size", size)
     if source.shape[1] != source.shape[2]:
@@ -163,6 +170,18 @@ def load_cell_images(
         disagree, groups differ in size with ``image_size=None``, or a parameter has an impossible value.
     TypeError
         If `image_size` or `max_cells_per_group` is not an integer.
+
+    Examples
+    --------
+    >>> from tempfile import TemporaryDirectory
+    >>> from skbegan.datasets import load_cell_images, make_cell_images, save_predictions
+    >>> cells = make_cell_images(12, 2, 2, 16, random_state=0)
+    >>> labels = {"batch": cells.batch, "cell_type": cells.cell_type}
+    >>> with TemporaryDirectory() as root:
+    ...     _ = save_predictions(root, images=cells.qpi, features=cells.qpi[:, 0], bf=cells.bf, qpi=cells.qpi, **labels)
+    ...     read = load_cell_images(root, "Test", image_size=16)
+    >>> read.bf.shape, sorted(set(read.batch.tolist()))
+    ((12, 16, 16), ['batch0', 'batch1'])
     """
     root = Path(root)
     side = None if image_size is None else _check_count("image_size", image_size)
@@ -422,6 +441,17 @@ def save_predictions(
         If a file exists and `overwrite` is False.
     NotADirectoryError
         If `root` is a file.
+
+    Examples
+    --------
+    >>> from tempfile import TemporaryDirectory
+    >>> from skbegan.datasets import make_cell_images, save_predictions
+    >>> cells = make_cell_images(12, 2, 2, 16, random_state=0)
+    >>> labels = {"batch": cells.batch, "cell_type": cells.cell_type}
+    >>> with TemporaryDirectory() as root:
+    ...     written = save_predictions(root, images=cells.qpi, features=cells.qpi[:, 0], **labels)
+    ...     len(written), written[0].suffix
+    (8, '.mat')
     """
     root = Path(root)
     arrays = {

@@ -83,6 +83,15 @@ def load_keras_generator(path: str | os.PathLike[str], **params: Any) -> BeGANTr
         est = load_keras_generator("CytoMADmodel_000300.h5")
         est.recalibrate(X_bf)
         est.set_params(inference="population")
+
+    Examples
+    --------
+    With a small generator from the tests, in a checkout of skbegan:
+
+    >>> from skbegan import load_keras_generator
+    >>> began = load_keras_generator("tests/data/keras/generator.h5")
+    >>> began.image_shape_, began.n_features_out_
+    ((128, 128), 32)
     """
     from skbegan.estimator import BeGANTransformer
 

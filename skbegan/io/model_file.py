@@ -96,6 +96,16 @@ def save(est: BeGANTransformer, path: str | os.PathLike[str]) -> None:
     See Also
     --------
     load : Read such a file.
+
+    Examples
+    --------
+    >>> import tempfile, skbegan
+    >>> cells = skbegan.datasets.make_cell_images(60, 2, 2, 16, random_state=0)
+    >>> began = skbegan.BeGANTransformer(base_width=4, pretrain_epochs=1, removal_epochs=0, random_state=0)
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     skbegan.save(began.fit(cells.bf, cells.qpi), f"{folder}/model.safetensors")
+    ...     skbegan.load(f"{folder}/model.safetensors").image_shape_
+    (16, 16)
     """
     from skbegan.estimator import BeGANTransformer
 
@@ -188,6 +198,17 @@ def load(path: str | os.PathLike[str]) -> BeGANTransformer:
     -----
     UserWarning
         If another version of skbegan, or another minor version of scikit-learn, wrote the file.
+
+    Examples
+    --------
+    >>> import tempfile, skbegan
+    >>> cells = skbegan.datasets.make_cell_images(60, 2, 2, 16, random_state=0)
+    >>> began = skbegan.BeGANTransformer(base_width=4, pretrain_epochs=1, removal_epochs=0, random_state=0)
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     skbegan.save(began.fit(cells.bf, cells.qpi), f"{folder}/model.safetensors")
+    ...     again = skbegan.load(f"{folder}/model.safetensors")
+    >>> bool((again.transform(cells.bf) == began.transform(cells.bf)).all())
+    True
     """
     from skbegan.data.source import Scaling
     from skbegan.model import FittedModel

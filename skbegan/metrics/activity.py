@@ -35,6 +35,15 @@ def active_features(
     ------
     ValueError
         On bad input.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from skbegan.metrics import active_features
+    >>> features = np.random.default_rng(0).normal(size=(100, 4))
+    >>> features[:, 3] = 1.0
+    >>> active_features(features)
+    0.75
     """
     X = check_features(features)
     if not 0 <= min_relative_std < 1:

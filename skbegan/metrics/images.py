@@ -83,6 +83,15 @@ def image_error(
     ------
     ValueError
         If shapes differ, values are not finite, or ``data_range`` is not positive.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from skbegan.metrics import image_error
+    >>> target = np.random.default_rng(0).normal(size=(10, 16, 16))
+    >>> error = image_error(target + 0.5, target)
+    >>> round(error.mae, 3), round(error.pearson, 3)
+    (0.5, 1.0)
     """
     p, y = np.asarray(predicted), np.asarray(target)
     if p.shape != y.shape or y.ndim not in (3, 4) or 0 in y.shape:

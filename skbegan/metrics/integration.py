@@ -90,6 +90,17 @@ def integration_scores(
 
     *Why no library.* LISI and kBET are a few lines on neighbours that are needed anyway; harmonypy is GPL-3 and
     scib-metrics needs JAX. Over all cells, LISI agrees with that of harmonypy 2.1 to 2e-5.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from skbegan.metrics import integration_scores
+    >>> batch, cell_type = np.repeat(["mon", "tue"], 100), np.tile(["a", "b"], 100)
+    >>> features = np.random.default_rng(0).normal(size=(200, 5))
+    >>> features[cell_type == "a", 0] += 9
+    >>> scores = integration_scores(features, batch, cell_type)
+    >>> scores.batch_asw.score > 0.9, scores.cell_type_asw.score > 0.7  # batches mixed, types apart
+    (True, True)
     """
     X = check_features(features)
     design = Design.of(batch, cell_type, None, len(X))

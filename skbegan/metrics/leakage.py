@@ -108,6 +108,18 @@ def batch_leakage(
     *Time* grows in proportion to the cells. For this the nearest neighbours are looked for among a random part of the
     training cells where a fit has more than 1000 per batch; ``probe=KNeighborsClassifier(15)`` takes them all, in time
     that grows with their square.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from skbegan.metrics import batch_leakage
+    >>> batch, cell_type = np.repeat(["mon", "tue"], 100), np.tile(["a", "b"], 100)
+    >>> features = np.random.default_rng(0).normal(size=(200, 5))
+    >>> batch_leakage(features, batch, cell_type) < 0.3  # noise says nothing of the batch
+    True
+    >>> features[batch == "tue", 0] += 9
+    >>> round(batch_leakage(features, batch, cell_type), 2)
+    1.0
     """
     X = check_features(features)
     design = Design.of(batch, cell_type, probe_train, len(X))
@@ -164,6 +176,16 @@ def image_leakage(
     test: the linear and the MLP probe can read the batch from images in which nobody can see it. Where the batch is
     what differs most, as in raw images, standardised noise would hide it from the nearest neighbours, and from any
     probe with few cells: hence the choice.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from skbegan.metrics import image_leakage
+    >>> batch, cell_type = np.repeat(["mon", "tue"], 100), np.tile(["a", "b"], 100)
+    >>> images = np.random.default_rng(0).normal(size=(200, 16, 16))
+    >>> images[batch == "tue", :8] += 1  # uneven illumination
+    >>> round(image_leakage(images, batch, cell_type, n_components=10), 2)
+    1.0
     """
     X = check_pixels(images, "images")
     design = Design.of(batch, cell_type, probe_train, len(X))

@@ -31,6 +31,13 @@ class Measure:
         The same measure of the raw images and of the batch-free truth.
     n_cells : int
         Cells that were scored.
+
+    Examples
+    --------
+    >>> from skbegan.metrics import Measure
+    >>> found = Measure("leakage", "features", 0.1, 0.02, 0.0, "lower", 0.9, None, 200)
+    >>> found.value < found.raw
+    True
     """
 
     name: str
@@ -63,6 +70,16 @@ class Audit:
         Measures that these cells do not allow, and why.
     details : Bunch
         ``model``, ``raw``, ``truth``: what the metric functions return with ``return_details``.
+
+    Examples
+    --------
+    >>> from skbegan.metrics import Audit, Measure
+    >>> leakage = Measure("leakage", "features", 0.1, 0.02, 0.0, "lower", 0.9, None, 200)
+    >>> found = Audit("an audit", [], {"leakage_linear": leakage}, {}, {}, {"mae": "no target images"})
+    >>> found["leakage_linear"].value
+    0.1
+    >>> found.to_dict()["skipped"]
+    {'mae': 'no target images'}
     """
 
     title: str

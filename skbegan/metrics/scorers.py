@@ -56,6 +56,21 @@ class FeatureScorer:
 
     Folds must mix the batches. ``LeaveOneGroupOut`` over batches leaves one batch to score, where no leakage can be
     measured. A search turns a scorer's error into a NaN score with a warning unless ``error_score="raise"``: set it.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from sklearn.decomposition import PCA
+    >>> from sklearn.model_selection import GridSearchCV, KFold
+    >>> from skbegan.metrics import FeatureScorer
+    >>> batch, cell_type = np.repeat(["mon", "tue"], 100), np.tile(["a", "b"], 100)
+    >>> X = np.random.default_rng(0).normal(size=(200, 6))
+    >>> X[cell_type == "a", 0] += 20
+    >>> X[batch == "tue", 1] += 9
+    >>> scoring = FeatureScorer("batch_removal").with_labels(X, batch, cell_type)
+    >>> folds = KFold(2, shuffle=True, random_state=0)
+    >>> GridSearchCV(PCA(), {"n_components": [1, 2]}, scoring=scoring, cv=folds).fit(X).best_params_
+    {'n_components': 1}
     """
 
     def __init__(self, metric: str = "batch_removal", **params: Any) -> None:

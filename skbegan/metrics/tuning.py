@@ -82,6 +82,19 @@ def batch_removal_score(
 
     A model that leaks everything scores 0 whatever it keeps. Where all candidates of a search do (small networks, few
     epochs), tell them apart with a probe that reads less, ``probe="knn"``.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from skbegan.metrics import batch_removal_score
+    >>> batch, cell_type = np.repeat(["mon", "tue"], 100), np.tile(["a", "b"], 100)
+    >>> features = np.random.default_rng(0).normal(size=(200, 5))
+    >>> features[cell_type == "a", 0] += 9
+    >>> batch_removal_score(features, batch, cell_type) > 0.8
+    True
+    >>> features[batch == "tue", 1] += 9
+    >>> round(batch_removal_score(features, batch, cell_type), 1)
+    0.0
     """
     common: dict[str, Any] = {
         "probe": probe,

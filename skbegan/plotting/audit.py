@@ -44,6 +44,15 @@ class AuditDisplay:
     axes_ : dict of str to matplotlib Axes
         Those of ``"leakage"``, ``"cell_type"``, ``"image_error"``, ``"image_likeness"``, ``"leakage_per_type"``,
         ``"cross_batch_per_batch"`` and ``"error_per_batch"`` that there is something to draw in.
+
+    Examples
+    --------
+    >>> from skbegan.metrics import Audit, Measure
+    >>> from skbegan.plotting import AuditDisplay
+    >>> leakage = Measure("leakage", "features", 0.1, 0.02, 0.0, "lower", 0.9, None, 200)
+    >>> found = Audit("an audit", [], {"leakage_linear": leakage}, {}, {}, {})  # what skbegan.metrics.audit returns
+    >>> list(AuditDisplay.from_audit(found).axes_)
+    ['leakage']
     """
 
     def __init__(self, audits: Mapping[str, Any]) -> None:
@@ -299,9 +308,9 @@ def _draw(axis: Any, rows: list[_Row], xlabel: str, *, bounded: bool, leakage: b
             axis.plot(
                 [row.chance] * 2, [y - 0.5, y + 0.5], linestyle=(0, (2, 1.5)), color=_GREY, linewidth=1.3, zorder=1
             )
-        for value, look in ((row.raw, _RAW), (row.truth, _TRUTH)):
+        for value, marker in ((row.raw, _RAW), (row.truth, _TRUTH)):
             if value is not None and np.isfinite(value):
-                axis.scatter(value, y, zorder=4, clip_on=False, **look)
+                axis.scatter(value, y, zorder=4, clip_on=False, **marker)
                 drawn.append(value)
         for k, (value, spread) in enumerate(zip(row.values, row.spreads, strict=True)):
             if value is not None and np.isfinite(value):

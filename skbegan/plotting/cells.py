@@ -26,6 +26,15 @@ class CellImagesDisplay:
     ----------
     figure_ : matplotlib Figure
     axes_ : ndarray of shape (n_rows, n_cells) of matplotlib Axes
+
+    Examples
+    --------
+    >>> from skbegan.datasets import make_cell_images
+    >>> from skbegan.plotting import CellImagesDisplay
+    >>> cells = make_cell_images(20, 2, 2, 16, random_state=0)
+    >>> display = CellImagesDisplay.from_predictions(cells.bf, cells.qpi, n_cells=4, labels=cells.cell_type)
+    >>> display.axes_.shape
+    (2, 4)
     """
 
     def __init__(

@@ -28,6 +28,15 @@ class FeatureMapDisplay:
     figure_ : matplotlib Figure
     axes_ : ndarray of matplotlib Axes
         Of shape (2,) for one map: by batch, by cell type; of shape (2, n_maps) for several.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from skbegan.plotting import FeatureMapDisplay
+    >>> features = np.random.default_rng(0).normal(size=(40, 5))
+    >>> display = FeatureMapDisplay.from_features(features, np.repeat(["mon", "tue"], 20), np.tile(["a", "b"], 20))
+    >>> [axis.get_title() for axis in display.axes_]
+    ['by batch', 'by cell type']
     """
 
     def __init__(
@@ -195,6 +204,15 @@ def compare_features(
     -------
     display : FeatureMapDisplay
         A grid of two rows, by batch and by cell type.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from skbegan.plotting import compare_features
+    >>> features = np.random.default_rng(0).normal(size=(40, 5))
+    >>> both = {"stage 1": features, "after": features / 2}
+    >>> compare_features(both, np.repeat(["mon", "tue"], 20), np.tile(["a", "b"], 20)).axes_.shape
+    (2, 2)
     """
     if not isinstance(features, Mapping):
         raise TypeError('features must be a mapping of titles to arrays, e.g. {"stage 1": before, "after": after}.')

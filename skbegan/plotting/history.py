@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -9,50 +10,67 @@ import numpy as np
 
 from skbegan.plotting._common import COLOURS, FONT, SMALL, new_figure
 
-# A loss goes to the first group one of whose words is part of its name; what fits none is drawn as "other".
-_GROUPS: tuple[tuple[str, tuple[str, ...]], ...] = (
-    ("total", ("total",)),
-    ("audit", ("leak", "accuracy", "acc", "score")),
-    ("batch", ("batch", "fool")),
-    ("cell type", ("cell", "type")),
-    ("adversarial", ("adv", "gan", "disc", "real", "fake")),
-    ("image", ("image", "mae", "l1", "mse", "recon", "pixel", "ssim")),
-)
-_PANELS = ("image", "adversarial", "batch", "cell type", "total", "audit", "other", "schedule")
-_DETAILS = ("total", "other", "schedule")
-_STAGES = {"pretraining": "stage 1: pretraining", "batch_removal": "stage 2: batch removal"}
+# Every loss of `history_`, by its exact name; a number at the end of a name, as in batch_adversary_2, does not count.
+# What is not listed is drawn as "other".
+_PANEL_OF = {
+    "image": "image",
+    "adversarial": "adversarial",
+    "discriminator_real": "adversarial",
+    "discriminator_fake": "adversarial",
+    "batch": "batch",
+    "batch_image": "batch",
+    "alignment": "batch",
+    "invariance": "batch",
+    "matching": "batch",
+    "batch_adversary": "batch adversaries",
+    "batch_adversary_image": "batch adversaries",
+    "cell_type": "cell type",
+    "cell_type_image": "cell type",
+    "cell_type_classifier": "cell type",
+    "cell_type_image_classifier": "cell type",
+    "activity": "features",
+    "decorrelation": "features",
+    "correction": "features",
+    "active_features": "features",
+    "total": "total",
+}
+_PANELS = (*dict.fromkeys(_PANEL_OF.values()), "other")
+_DETAILS = ("total",)
+_STAGES = {
+    "pretraining": "stage 1: pretraining",
+    "batch_removal": "stage 2: batch removal",
+    "profile_alignment": "stage 3: profile alignment",
+}
+_VALIDATION = "validation_"
 
 
-def _group(name: str) -> str:
-    low = name.lower()
-    if low in ("lr", "learning_rate") or any(w in low for w in ("learning_rate", "seconds", "weight", "ramp")):
-        return "schedule"
-    return next((group for group, words in _GROUPS if any(word in low for word in words)), "other")
-
-
-def _split_validation(name: str) -> tuple[str, bool]:
-    """Return the name without its mark of validation, and whether it had one."""
-    for mark in ("val_", "validation_", "valid_"):
-        if name.startswith(mark):
-            return name[len(mark) :], True
-    for mark in ("_val", "_validation"):
-        if name.endswith(mark):
-            return name[: -len(mark)], True
-    return name, False
+def _panel(loss: str) -> str:
+    """Return the panel of a loss, with or without its mark of validation."""
+    return _PANEL_OF.get(re.sub(r"_\d+$", "", loss.removeprefix(_VALIDATION)), "other")
 
 
 class HistoryDisplay:
-    """Losses over the epochs: a row for each stage, a panel for each kind of loss; validation dashed.
+    """Losses of a fit: a row for each stage, a panel for each kind of loss; validation dashed.
+
+    Stages 1 and 2 are drawn over their epochs; stage 3 has none, and is drawn over the parts that it is recorded in.
 
     Parameters
     ----------
     history : mapping of str to (mapping of str to sequence of float)
-        Stage -> loss name -> one value per epoch; key ``"epoch"`` holds the epochs. What ``history_`` is.
+        Stage -> loss name -> values; key ``"epoch"`` holds the epochs, if there are any. What ``history_`` is.
 
     Attributes
     ----------
     figure_ : matplotlib Figure
     axes_ : dict of (stage, panel) to matplotlib Axes
+
+    Examples
+    --------
+    >>> from skbegan.plotting import HistoryDisplay
+    >>> losses = {"epoch": [1, 2, 3], "image": [0.5, 0.3, 0.2], "validation_image": [0.6, 0.4, 0.3]}
+    >>> display = HistoryDisplay({"pretraining": losses}).plot()  # of a fit: HistoryDisplay.from_estimator(began)
+    >>> list(display.axes_)
+    [('pretraining', 'image')]
     """
 
     def __init__(self, history: Mapping[str, Mapping[str, Sequence[float]]]) -> None:
@@ -68,7 +86,7 @@ class HistoryDisplay:
         ----------
         estimator : fitted BeGANTransformer
         stages : sequence of str, default=None
-            Some of ``"pretraining"`` and ``"batch_removal"``; None draws all there are.
+            Some of ``"pretraining"``, ``"batch_removal"`` and ``"profile_alignment"``; None draws all there are.
         figure : matplotlib Figure or SubFigure, default=None
         **plot_params
             Passed to :meth:`plot`.
@@ -94,7 +112,7 @@ class HistoryDisplay:
         ----------
         figure : matplotlib Figure or SubFigure, default=None
         details : bool, default=False
-            Draw the weighted total, learning rates, times and whatever else was recorded too.
+            Draw the weighted total too.
 
         Returns
         -------
@@ -117,7 +135,7 @@ class HistoryDisplay:
             for axis in axes[len(found) :]:
                 axis.set_axis_off()
             for axis, (panel, lines) in zip(axes, found.items(), strict=False):
-                self._draw(axis, panel, lines)
+                self._draw(axis, panel, lines, "epoch" if "epoch" in stages[stage] else "part of the stage")
                 drawn[stage, panel] = axis
         self.figure_, self.axes_ = figure, drawn
         return self
@@ -128,25 +146,24 @@ class HistoryDisplay:
         found: dict[str, dict[str, Any]] = {panel: {} for panel in _PANELS}
         epochs = losses.get("epoch")
         for name, values in losses.items():
-            panel = _group(_split_validation(name)[0])
             if name == "epoch":
                 continue
             y = np.asarray([np.nan if v is None else v for v in values], dtype=float)
             x = np.arange(1, len(y) + 1) if epochs is None or len(epochs) != len(y) else np.asarray(epochs)
             if np.isfinite(y).any():
-                found[panel][name] = (x, y)
+                found[_panel(name)][name] = (x, y)
         main = {panel: lines for panel, lines in found.items() if lines and panel not in _DETAILS}
         return main if main and not details else {panel: lines for panel, lines in found.items() if lines}
 
     @staticmethod
-    def _draw(axis: Any, panel: str, lines: dict[str, Any]) -> None:
+    def _draw(axis: Any, panel: str, lines: dict[str, Any], xlabel: str) -> None:
         from matplotlib.lines import Line2D
-        from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, ScalarFormatter
+        from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
         from matplotlib.transforms import ScaledTranslation
 
-        bases = list(dict.fromkeys(_split_validation(name)[0] for name in lines))
+        bases = list(dict.fromkeys(name.removeprefix(_VALIDATION) for name in lines))
         for name, (x, y) in lines.items():
-            base, validation = _split_validation(name)
+            base, validation = name.removeprefix(_VALIDATION), name.startswith(_VALIDATION)
             known = np.isfinite(y)
             few = int(known.sum()) == 1
             axis.plot(
@@ -158,13 +175,15 @@ class HistoryDisplay:
                 marker="o" if few else None,
             )
         every = np.concatenate([y[np.isfinite(y)] for _, y in lines.values()])
-        if every.min() > 0 and every.max() > 20 * every.min() and panel != "audit":
+        if every.min() > 0 and every.max() > 20 * every.min():
             axis.set_yscale("log")
             axis.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0), numticks=8))
-            axis.yaxis.set_major_formatter(ScalarFormatter())
+            axis.yaxis.set_major_formatter("{x:g}")
             axis.yaxis.set_minor_formatter(NullFormatter())
+        else:
+            axis.ticklabel_format(axis="y", useOffset=False)
         axis.set_title(panel, fontsize=FONT)
-        axis.set_xlabel("epoch", fontsize=SMALL)
+        axis.set_xlabel(xlabel, fontsize=SMALL)
         axis.xaxis.set_major_locator(MaxNLocator(5, integer=True))
         axis.tick_params(labelsize=SMALL)
         axis.spines[["top", "right"]].set_visible(False)
@@ -174,7 +193,7 @@ class HistoryDisplay:
             Line2D([], [], color=c, linewidth=1.6, label=b.replace("_", " "))
             for c, b in zip(colours, bases, strict=True)
         ]
-        if any(_split_validation(name)[1] for name in lines):
+        if any(name.startswith(_VALIDATION) for name in lines):
             handles.append(Line2D([], [], color="0.4", linewidth=1.6, linestyle="--", label="validation"))
         below = axis.transAxes + ScaledTranslation(0, -32 / 72, axis.get_figure(root=True).dpi_scale_trans)
         axis.legend(

@@ -1,11 +1,11 @@
-"""Stage 2, the default: adversaries trained along read the batch, and the generator learns to leave them nothing.
+"""Stage 2, the default: adversaries trained along with the generator read the batch, and it learns to prevent that.
 
 What differs from the published procedure (:mod:`skbegan.core.plans.published`), and why: the published classifiers are
 frozen while the generator trains, so that it moves cells across fixed boundaries and a fresh probe still reads the
 batch. Here the adversaries see all features and the cell type, are updated at every step and renewed in turn, and the
-fool target is what anyone could say of the batch from the cell type alone. Two losses without an opponent do most of
-the work: the batches of a type are pulled together where a linear probe would tell them apart, and a cell is to have
-the same profile in whatever batch style it is shown (see :mod:`skbegan.data.style`).
+fool target is p(batch given cell type). Two losses without an adversary do most of the work: the alignment of the
+batches of a type, in the metric in which a linear probe separates them, and the invariance of a cell's profile to its
+batch style (see :mod:`skbegan.data.style`).
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ class MovingAverage:
         weights: list[Tensor] = list(network.parameters())
         if not self.values:
             self.values = [weight.detach().clone() for weight in weights]
-        # A short memory at first, so that the average does not drag the start along.
+        # A small decay at first, so that the weights of the start do not stay in the average.
         decay = min(self.decay, self.n_updates / (self.n_updates + 10.0))
         torch._foreach_lerp_(self.values, weights, 1.0 - decay)
         self.n_updates += 1
@@ -214,7 +214,7 @@ class OnlinePlan(ConditionalGAN):
             losses[name] = F.cross_entropy(logits, cells.cell_type)
         target = self.targets[cells.cell_type].to(features.dtype)
         for name, network in self.adversaries.items():
-            # The divergence from the target: zero means that the adversary can say no more than the cell type does.
+            # The divergence from the target: at 0 the adversary predicts the batch no better than the cell type does.
             logits = self.logits(name, network, image, features, cells.cell_type)
             loss = F.kl_div(F.log_softmax(logits, 1), target, reduction="batchmean")
             if name.endswith("image"):
@@ -237,7 +237,7 @@ class OnlinePlan(ConditionalGAN):
         return losses
 
     def logits(self, name: str, network: nn.Module, image: Tensor, features: Tensor, cell_type: Tensor) -> Tensor:
-        """Return a classifier's logits; adversaries also see the cell type, so that it excuses no batch signal."""
+        """Return a classifier's logits; adversaries also get the cell type, and so learn what it does not explain."""
         seen = image if name.endswith("image") else standardised(features)
         with self.engine.autocast():
             if name in self.classifiers:
@@ -265,17 +265,17 @@ class OnlinePlan(ConditionalGAN):
     # What is kept -------------------------------------------------------------------------------------------------
 
     def candidate(self) -> dict[str, Tensor]:
-        """Return the generator with averaged weights: the game with the adversaries makes the last ones wander."""
+        """Return the generator with averaged weights: those of single steps oscillate in the adversarial training."""
         state = super().candidate()
         for (name, _), average in zip(self.generator.named_parameters(), self.average.values, strict=False):
             state[name] = average.clone()
         return state
 
     def merit(self, losses: Mapping[str, float], progress: float) -> float:
-        """The last generator that is alive is kept.
+        """The last generator whose features are active is kept.
 
-        No loss of the game can choose better: the adversaries lag behind, and how much a fresh probe reads falls as the
-        learning rate does. On simulated cells the epoch of the smallest validation loss left a linear leakage of 0.90,
+        No validation loss chooses better: the adversaries lag behind, and how much a fresh probe reads falls with the
+        learning rate. On simulated cells the epoch of the smallest validation loss left a linear leakage of 0.90,
         the last epoch 0.68.
         """
         share = losses["active_features"]
@@ -428,7 +428,7 @@ class OnlinePlan(ConditionalGAN):
 
 @torch.no_grad()
 def _is_dead(network: nn.Module, features: Tensor, condition: Tensor) -> bool:
-    """Whether a classifier's answer does not depend on the cell at all: its ReLUs have died."""
+    """Whether a classifier's output is the same for all cells, as when its ReLUs return 0 for all of them."""
     features = features[:256]
     logits = network(features, condition[:1].expand(len(features), -1))
     return bool(logits.std(0).max() < 1e-6)

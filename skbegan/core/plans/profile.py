@@ -1,11 +1,11 @@
-"""Stage 3, profile alignment: what is taken from features and images when the generator no longer moves.
+"""Stage 3, profile alignment: the rest of the batch is removed from features and images of the finished generator.
 
-While it trains, whatever compares batches compares features of generators some steps apart, and a difference that
-wanders from step to step averages out of sight. Of the finished generator all cells can be looked at together:
+During training, losses that compare batches use features of generators some steps apart, in which a batch difference
+that changes from step to step averages out. With the finished generator all cells can be compared together:
 
 - a :class:`~skbegan.core.networks.ProfileMap` makes the profile from the features. It keeps the directions in which
   they vary enough and moves cells, by a small network, until the batches of each cell type have one distribution;
-- an :class:`~skbegan.core.networks.ImageErasure` takes from the predicted images what tells the batches of a type apart
+- an :class:`~skbegan.core.networks.ImageErasure` erases from the predicted images what separates the batches of a type
   linearly.
 
 Both see one cell at a time and neither its batch nor its type, so they serve cells of any day.
