@@ -34,6 +34,7 @@ def test_every_case_has_numbers_of_its_own():
     _, frozen = goldens.read()
     assert frozen.keys() == goldens.CASES.keys()
     weights = {case: frozen[case]["weights"].tobytes() for case in frozen}
-    same = {case for case in frozen if weights[case] == weights["online float32"]}
-    assert same == {"online float32", "resumed in pretraining", "resumed in batch removal", "memory", "saved and loaded"}
-    assert all(np.isfinite(array).all() for case in frozen.values() for array in case.values() if array.dtype.kind == "f")
+    plain = {"online float32", "resumed in pretraining", "resumed in batch removal", "memory", "saved and loaded"}
+    assert {case for case in frozen if weights[case] == weights["online float32"]} == plain
+    arrays = [array for case in frozen.values() for array in case.values() if array.dtype.kind == "f"]
+    assert all(np.isfinite(array).all() for array in arrays)

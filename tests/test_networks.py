@@ -17,9 +17,7 @@ from skbegan.core.classifiers import (
 from skbegan.core.engine import Adam, new_rng
 from skbegan.core.networks import (
     Discriminator,
-    DoublingConv2d,
     Generator,
-    HalvingConv2d,
     SameConv2d,
     new_network,
     scale_last_layer,
@@ -182,49 +180,6 @@ def test_adam_has_keras_place_for_epsilon():
     difference = np.abs(torchs.detach().numpy() - expected)
     assert difference[0] > 1e-4  # small gradients tell the two apart
     assert difference[2] < 1e-6  # large ones do not
-
-
-@pytest.mark.parametrize("side", [1, 2, 4, 8, 16])
-@pytest.mark.parametrize("network_class", [HalvingConv2d, DoublingConv2d])
-@pytest.mark.parametrize("training", [True, False])
-def test_small_maps_are_multiplied_with_the_same_result_and_gradients(network_class, side, training):
-    if network_class is HalvingConv2d and side == 1:
-        return
-    rng = new_rng(0)
-    conv = new_network(network_class, 3, 5, rng=rng).double().to(memory_format=torch.channels_last)
-    with torch.no_grad():
-        conv.bias.copy_(torch.randn(5, generator=rng))
-    x = torch.randn(2, 3, side, side, generator=rng, dtype=torch.float64, requires_grad=True)
-    reference = F.conv2d if network_class is HalvingConv2d else F.conv_transpose2d
-    with torch.set_grad_enabled(training):
-        found, wanted = conv(x), reference(x, conv.weight, conv.bias, stride=2, padding=1)
-    torch.testing.assert_close(found, wanted, rtol=0, atol=1e-12)
-    if training:
-        upstream = torch.randn(wanted.shape, generator=rng, dtype=torch.float64)
-        inputs = (x, conv.weight, conv.bias)
-        for ours, theirs in zip(
-            torch.autograd.grad(found, inputs, upstream), torch.autograd.grad(wanted, inputs, upstream), strict=True
-        ):
-            torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-11)
-
-
-def test_small_maps_are_really_multiplied(monkeypatch):
-    def refuse(*args, **kwargs):
-        raise AssertionError("the slow kernel was asked")
-
-    conv, transposed = (
-        new_network(HalvingConv2d, 3, 5, rng=new_rng(0)),
-        new_network(DoublingConv2d, 3, 5, rng=new_rng(0)),
-    )
-    monkeypatch.setattr(torch.nn.Conv2d, "forward", refuse)
-    monkeypatch.setattr(torch.nn.ConvTranspose2d, "forward", refuse)
-    conv(torch.zeros(1, 3, 8, 8))
-    transposed(torch.zeros(1, 3, 4, 4))
-    with torch.no_grad():
-        conv(torch.zeros(1, 3, 4, 4))
-        transposed(torch.zeros(1, 3, 2, 2))
-        with pytest.raises(AssertionError, match="slow kernel"):
-            conv(torch.zeros(1, 3, 8, 8))
 
 
 def test_a_scaled_last_layer_starts_with_images_of_about_unit_variance():

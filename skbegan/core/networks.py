@@ -62,33 +62,11 @@ class SameConv2d(nn.Conv2d):
         return out[..., 1:, 1:] if self.pad_before == 1 else out[..., :-1, :-1]
 
 
-# Largest sides of small maps, on which a CPU multiplies matrices where PyTorch's convolution would be slow: its kernels
-# take two to four times as long there, most of all for the gradient of the weights, which outnumber the pixels.
-SMALL_CONV, SMALL_CONV_TRAINING = 4, 8
-SMALL_TRANSPOSED, SMALL_TRANSPOSED_TRAINING = 2, 4
-
-
-def _is_small(x: Tensor, inference: int, training: int) -> bool:
-    """Whether a map is to be multiplied; by its side alone, so that a result does not depend on the number of cells."""
-    return x.device.type == "cpu" and x.shape[-1] <= (training if torch.is_grad_enabled() else inference)
-
-
 class HalvingConv2d(nn.Conv2d):
     """4 x 4 convolution of stride 2 that halves an even side."""
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__(in_channels, out_channels, KERNEL, stride=2, padding=1)
-
-    def forward(self, input: Tensor) -> Tensor:
-        if not _is_small(input, SMALL_CONV, SMALL_CONV_TRAINING):
-            return super().forward(input)
-        n, _, side, _ = input.shape
-        padded = F.pad(input.permute(0, 2, 3, 1), (0, 0, 1, 1, 1, 1))
-        patches = (
-            padded.unfold(1, KERNEL, 2).unfold(2, KERNEL, 2).permute(0, 1, 2, 4, 5, 3).reshape(n * (side // 2) ** 2, -1)
-        )
-        weight = self.weight.permute(0, 2, 3, 1).reshape(self.out_channels, -1)
-        return F.linear(patches, weight, self.bias).view(n, side // 2, side // 2, -1).permute(0, 3, 1, 2)
 
 
 class DoublingConv2d(nn.ConvTranspose2d):
@@ -96,18 +74,6 @@ class DoublingConv2d(nn.ConvTranspose2d):
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__(in_channels, out_channels, KERNEL, stride=2, padding=1)
-
-    def forward(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:
-        if not _is_small(input, SMALL_TRANSPOSED, SMALL_TRANSPOSED_TRAINING):
-            return super().forward(input, output_size)
-        n, channels, side, _ = input.shape
-        weight = self.weight.permute(0, 2, 3, 1).reshape(channels, -1)
-        patches = input.permute(0, 2, 3, 1).reshape(-1, channels) @ weight
-        patches = patches.view(n, side**2, KERNEL**2, -1).permute(0, 3, 2, 1).reshape(n, -1, side**2)
-        out = F.fold(patches, 2 * side, KERNEL, padding=1, stride=2)
-        if self.bias is not None:
-            out = out + self.bias.to(out.dtype)[:, None, None]
-        return out.contiguous(memory_format=torch.channels_last)
 
 
 class Encoding(nn.Module):
