@@ -6,6 +6,7 @@ from skbegan.metrics.auditing import audit
 from skbegan.metrics.images import image_error
 from skbegan.metrics.integration import integration_scores
 from skbegan.metrics.leakage import batch_leakage, image_leakage
+from skbegan.metrics.measurements import cell_measurements
 from skbegan.metrics.report import Audit, Measure
 from skbegan.metrics.scorers import (
     FeatureScorer,
@@ -28,6 +29,7 @@ __all__ = [
     "batch_leakage",
     "batch_removal_score",
     "batch_removal_scorer",
+    "cell_measurements",
     "cell_type_accuracy",
     "cell_type_scorer",
     "cross_batch_accuracy",
