@@ -8,6 +8,7 @@ from skbegan.metrics.integration import integration_scores
 from skbegan.metrics.leakage import batch_leakage, image_leakage
 from skbegan.metrics.measurements import cell_measurements
 from skbegan.metrics.report import Audit, Measure
+from skbegan.metrics.retained import RetainedVariation, retained_variation
 from skbegan.metrics.scorers import (
     FeatureScorer,
     batch_removal_scorer,
@@ -24,6 +25,7 @@ __all__ = [
     "Audit",
     "FeatureScorer",
     "Measure",
+    "RetainedVariation",
     "active_features",
     "audit",
     "batch_leakage",
@@ -42,4 +44,5 @@ __all__ = [
     "image_leakage_scorer",
     "integration_scores",
     "leakage_scorer",
+    "retained_variation",
 ]

@@ -184,6 +184,15 @@ def splits(codes: Array, train: Array | None, n_splits: int, seed: int) -> Itera
     yield from folds.split(np.zeros(len(codes)), codes)
 
 
+def deal(groups: Array, n_splits: int, rng: np.random.Generator) -> Array:
+    """Deal the cells of each group to folds in turn, from a random fold on: groups of any size are spread evenly."""
+    fold = np.empty(len(groups), int)
+    for group in np.unique(groups):
+        cells = rng.permutation(np.flatnonzero(groups == group))
+        fold[cells] = (np.arange(len(cells)) + rng.integers(n_splits)) % n_splits
+    return fold
+
+
 def enough(codes: Array, train: Array | None) -> Array:
     """Mark the cells whose group has enough cells to train on and to score."""
     if train is None:
