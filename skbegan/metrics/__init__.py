@@ -3,6 +3,7 @@
 from skbegan.metrics.accuracy import cell_type_accuracy, cross_batch_accuracy, cross_batch_gap
 from skbegan.metrics.activity import active_features, effective_rank
 from skbegan.metrics.auditing import audit
+from skbegan.metrics.calibration import leakage_calibration
 from skbegan.metrics.images import image_error
 from skbegan.metrics.integration import integration_scores
 from skbegan.metrics.leakage import batch_leakage, image_leakage
@@ -46,6 +47,7 @@ __all__ = [
     "image_leakage",
     "image_leakage_scorer",
     "integration_scores",
+    "leakage_calibration",
     "leakage_scorer",
     "retained_variation",
 ]
