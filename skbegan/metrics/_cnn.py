@@ -89,10 +89,8 @@ class ConvolutionalProbe(ClassifierMixin, BaseEstimator):
         layers: list[Any] = []
         with torch.device("meta"):
             for width in _WIDTHS:
-                first = (
-                    {"kernel_size": 5, "stride": 2, "padding": 2} if not layers else {"kernel_size": 3, "padding": 1}
-                )
-                layers += [nn.Conv2d(channels, width, **first), nn.BatchNorm2d(width), nn.ReLU()]
+                size, stride = (3, 1) if layers else (5, 2)
+                layers += [nn.Conv2d(channels, width, size, stride, size // 2), nn.BatchNorm2d(width), nn.ReLU()]
                 layers.append(nn.AvgPool2d(2, ceil_mode=True))
                 channels = width
             del layers[3]  # the first has its stride
@@ -105,5 +103,5 @@ class ConvolutionalProbe(ClassifierMixin, BaseEstimator):
                     layer.reset_parameters()
                 elif isinstance(layer, nn.Conv2d | nn.Linear):
                     layer.weight.normal_(std=(2 / layer.weight[0].numel()) ** 0.5, generator=rng)
-                    layer.bias.zero_()
+                    nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
         return network

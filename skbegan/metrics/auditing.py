@@ -337,8 +337,8 @@ def _about_measurements(sheet: Sheet, center: str) -> list[str]:
         return []
     if center == "batch":
         return [
-            "The truth is unknown: cell measurements are those of the measured images, noise included, batches brought to",
-            "their type's mean and spread.",
+            "The truth is unknown: cell measurements are those of the measured images, with their noise, each batch",
+            "brought to its type's mean and spread.",
         ]
     return []
 
