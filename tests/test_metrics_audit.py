@@ -384,7 +384,7 @@ def flat(X):
 
 
 def test_rows_of_what_is_kept(shaped):
-    truth, measured, b, t, radius = shaped
+    truth, measured, b, t, _ = shaped
     clean = FunctionTransformer(flat).fit(truth)
     found = audit(clean, truth, measured, b, t, truth=truth, **LINEAR)
     for name in ("area", "total_phase"):
@@ -428,7 +428,7 @@ def test_without_scikit_image_the_audit_says_what_it_lacks(shaped, monkeypatch):
 
 
 def test_trees_and_cnn_as_probes_of_an_audit(paired):
-    X, truth, t, b = paired
+    X, _, t, b = paired
     found = audit(Cleaner(1.0), X, X, b, t, probes=["linear", "trees", "cnn"], n_repeats=1, references=False, **QUICK)
     assert found["leakage_trees"].value == batch_leakage(Cleaner(1.0).transform(X), b, t, probe="trees", n_splits=2)
     assert found["image_leakage_cnn"].value == image_leakage(
