@@ -149,7 +149,7 @@ def image_leakage(
     probe : {"linear", "mlp", "knn", "trees", "cnn"} or scikit-learn classifier, default="linear"
         As in :func:`batch_leakage`, and ``"cnn"``, a small convolutional network (three layers, 160 steps of 32 cells,
         whatever the number of cells) that reads the pixels themselves: it sees what principal components miss, such as
-        noise and sharpness. About a second per fold and cell type for 32 x 32 pixels on one core.
+        noise and sharpness. Some seconds per fold and cell type for 32 x 32 pixels on one core.
     n_splits, n_repeats, probe_train, random_state, return_details
         As in :func:`batch_leakage`.
     n_components : int, default=50
