@@ -21,6 +21,8 @@ from skbegan.metrics import (
     cell_type_accuracy,
     cross_batch_accuracy,
     cross_batch_gap,
+    cross_batch_precision,
+    effective_rank,
     image_error,
     image_leakage,
     integration_scores,
@@ -111,7 +113,8 @@ def test_chance_direction_and_references(paired):
     assert found["active_features"].value == 0.5  # the other half is multiplied by 0
     assert found["truth_mae"].value == pytest.approx(0, abs=1e-6) and np.isinf(found["truth_psnr"].value)
     assert found["mae"].chance is None
-    assert all(m.n_cells == 180 for m in found.measures.values())
+    # cells that do not stand out in their image have no measurements
+    assert all(m.n_cells == 180 for key, m in found.measures.items() if not key.startswith("retained_"))
     leaky = audit(Cleaner(1.0), X, X, b, t, references=False, **LINEAR)
     assert leaky["leakage_linear"].value > 0.95 and leaky["leakage_linear"].raw is None
     assert leaky["batch_removal_score"].value < 0.1
@@ -359,3 +362,78 @@ def test_audit_pickles_and_loads_little(result):
     assert isinstance(result, Audit)
     code = "import sys, skbegan.metrics; assert not {'matplotlib', 'torch'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+# ------------------------------------------------------------------------------------- what is kept of the cell itself
+@pytest.fixture(scope="module")
+def shaped():
+    """150 cells of known size, 2 types x 3 batches, each batch with a gain and an offset of its own."""
+    rng = np.random.default_rng(7)
+    group = rng.permutation(np.arange(150) % 6)
+    t, b = group % 2, group // 2
+    radius = rng.uniform(3.0, 6.0, 150) + t
+    y, x = np.mgrid[:16, :16] - 7.5
+    truth = np.sqrt(np.maximum(0, 1 - (y**2 + x**2) / radius[:, None, None] ** 2)).astype(np.float32)
+    measured = truth * np.array([1.0, 1.6, 0.7])[b][:, None, None] + np.array([0.0, 0.5, -0.4])[b][:, None, None]
+    measured += 0.01 * rng.normal(size=measured.shape)
+    return truth, measured.astype(np.float32), np.array(["mon", "tue", "wed"])[b], np.array(["a", "b"])[t], radius
+
+
+def flat(X):
+    return np.asarray(X, dtype=float).reshape(len(X), -1)
+
+
+def test_rows_of_what_is_kept(shaped):
+    truth, measured, b, t, _ = shaped
+    clean = FunctionTransformer(flat).fit(truth)
+    found = audit(clean, truth, measured, b, t, truth=truth, **LINEAR)
+    for name in ("area", "total_phase"):
+        for end in ("", "_left_out"):
+            row = found[f"retained_{name}{end}"]
+            assert row.value > 0.9 and row.truth > 0.9 and row.better == "higher"
+            assert abs(row.chance) < 0.25 and "in the truth" in row.section
+    assert "truth is unknown" not in str(found)
+    precision = cross_batch_precision(flat(truth), b, t, return_details=True)
+    assert found["cross_batch_precision"].value == pytest.approx(precision.score)
+    assert found["cross_batch_precision"].chance == pytest.approx(precision.chance)
+    assert found["effective_rank"].value == effective_rank(flat(truth))
+    assert found["directions"].value == effective_rank(flat(truth), return_details=True).n_directions
+    assert found.details.retained.model["area"].linear.seen.score > 0.5
+
+
+def test_measured_targets_stand_in_for_the_truth_and_that_is_said(shaped):
+    truth, measured, b, t, radius = shaped
+    clean = FunctionTransformer(flat).fit(truth)
+    found = audit(clean, truth, measured, b, t, **LINEAR)
+    assert "truth is unknown" in str(found) and "in measured images" in found["retained_area"].section
+    assert found["retained_total_phase"].value > 0.8  # the batches' gains are taken out
+    given = audit(clean, truth, measured, b, t, measurements={"radius": radius}, **LINEAR)
+    assert given["retained_radius_left_out"].value > 0.9 and "given" in given["retained_radius"].section
+    assert not [key for key in given.measures if "area" in key]
+    for none in (
+        audit(clean, truth, None, b, t, **LINEAR),
+        audit(clean, truth, measured, b, t, measurements=False, **LINEAR),
+    ):
+        assert not [key for key in none.measures if "retained" in key] and not none.skipped
+    with pytest.raises(ValueError, match="'radius' must be 150 real numbers"):
+        audit(clean, truth, measured, b, t, measurements={"radius": radius[:-1]}, **LINEAR)
+
+
+def test_without_scikit_image_the_audit_says_what_it_lacks(shaped, monkeypatch):
+    truth, measured, b, t, _ = shaped
+    monkeypatch.setitem(sys.modules, "skimage.measure", None)
+    found = audit(FunctionTransformer(flat).fit(truth), truth, measured, b, t, **LINEAR)
+    assert 'pip install "skbegan[measurements]"' in found.skipped["retained_variation"]
+    assert found["leakage_linear"].n_cells == 150
+
+
+def test_trees_and_cnn_as_probes_of_an_audit(paired):
+    X, _, t, b = paired
+    found = audit(Cleaner(1.0), X, X, b, t, probes=["linear", "trees", "cnn"], n_repeats=1, references=False, **QUICK)
+    assert found["leakage_trees"].value == batch_leakage(Cleaner(1.0).transform(X), b, t, probe="trees", n_splits=2)
+    assert found["image_leakage_cnn"].value == image_leakage(
+        Cleaner(1.0).predict_image(X), b, t, probe="cnn", n_splits=2
+    )
+    assert "leakage_cnn" not in found.measures and "boosted trees" in str(found)
+    with pytest.raises(ValueError, match="put another first"):
+        audit(Cleaner(1.0), X, X, b, t, probes=["cnn"])

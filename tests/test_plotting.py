@@ -334,6 +334,21 @@ def test_audit():
     no_overlap(shown.figure_, *shown.axes_.values(), shown.legend_)
 
 
+def test_audit_of_what_is_kept_of_the_cell():
+    kept = made_audit()
+    for k, name in enumerate(("area", "elongation")):
+        for end, value in (("", 0.8 - 0.2 * k), ("_left_out", 0.5 - 2.0 * k)):
+            kept.measures[f"retained_{name}{end}"] = Measure(name, "R2", value, 0.05, -0.01, "higher", -40.0, 0.9, 50)
+    shown = AuditDisplay.from_audit(kept)
+    axis = shown.axes_["retained"]
+    names = [label.get_text() for label in axis.get_yticklabels()]
+    assert names == ["batches seen", "area", "elongation", "batch left out", "area", "elongation"]
+    assert [x for x, _ in dots(axis)] == [pytest.approx(x) for x in (0.8, 0.6, 0.5, -0.5)]  # -1.5 is drawn at -0.5
+    assert axis.get_xlim()[0] > -0.7
+    assert "better" in axis.get_title(loc="right") and "→" in axis.get_title(loc="right")
+    no_overlap(shown.figure_, *shown.axes_.values(), shown.legend_)
+
+
 def test_audits_side_by_side():
     shown = AuditDisplay.from_audit({"before": made_audit(shift=0.2), "after": made_audit()}, details=False)
     assert set(shown.axes_) == {"leakage", "cell_type", "image_error", "image_likeness"}

@@ -15,6 +15,7 @@ from skbegan.metrics.probes import (
     Design,
     NothingToMeasure,
     Probe,
+    deal,
     enough,
     fit_predict,
     is_deterministic,
@@ -311,7 +312,7 @@ def measure_gap(
     seen = np.zeros((n_repeats, len(X)), bool)
     for repeat in range(n_repeats):
         if train is None:
-            fold = _folds(b * (t.max() + 1) + t, n_splits, rng)
+            fold = deal(b * (t.max() + 1) + t, n_splits, rng)
             parts = [(fold != k, fold == k) for k in range(n_splits)]
         elif repeat and is_deterministic(probe):
             seen[repeat] = seen[0]
@@ -345,15 +346,6 @@ def measure_gap(
         probe=probe,
         n_cells=n,
     )
-
-
-def _folds(groups: Array, n_splits: int, rng: np.random.Generator) -> Array:
-    """Deal the cells of each group to folds in turn, from a random fold on: groups of any size are spread evenly."""
-    fold = np.empty(len(groups), int)
-    for group in np.unique(groups):
-        cells = rng.permutation(np.flatnonzero(groups == group))
-        fold[cells] = (np.arange(len(cells)) + rng.integers(n_splits)) % n_splits
-    return fold
 
 
 def _accuracies(types: Array, true: Array, hits: Array) -> dict[str, Any]:

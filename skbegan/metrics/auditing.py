@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import math
 import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
-from sklearn.decomposition import PCA
 from sklearn.utils import Bunch
 
 from skbegan.metrics._checks import (
@@ -23,32 +21,30 @@ from skbegan.metrics._checks import (
 )
 from skbegan.metrics._estimators import features_of, images_of, unwrap
 from skbegan.metrics.accuracy import measure_cell_type, measure_gap
-from skbegan.metrics.activity import active_features
-from skbegan.metrics.images import image_error
-from skbegan.metrics.integration import integration_scores
-from skbegan.metrics.leakage import measure_leakage
+from skbegan.metrics.audit_rows import (
+    FEATURES,
+    IMAGES,
+    PROBES,
+    Sheet,
+    add_activity,
+    add_classifier,
+    add_errors,
+    add_integration,
+    add_precision,
+    add_rank,
+    add_retained,
+    counted,
+    groups,
+)
+from skbegan.metrics.leakage import measure_leakage, of_images
+from skbegan.metrics.measurements import measure
 from skbegan.metrics.probes import Design, NothingToMeasure, spread
-from skbegan.metrics.report import Audit, Measure
+from skbegan.metrics.report import Audit
+from skbegan.metrics.retained import check_measurements, measure_retained
+from skbegan.metrics.retrieval import measure_precision
 from skbegan.metrics.tuning import removal_score, removal_stderr
 
-_PROBES = {"linear": "linear probe", "mlp": "MLP", "knn": "15-NN"}
-_FEATURES, _IMAGES, _INTEGRATION = "features", "predicted images", "features, integration scores"
-_TO_MEASURED, _TO_TRUTH = "image error to the measured images", "image error to the batch-free truth"
-_ERRORS = {
-    "mae": ("mean absolute error", "lower"),
-    "rmse": ("root mean square error", "lower"),
-    "psnr": ("PSNR (dB)", "higher"),
-    "ssim": ("SSIM", "higher"),
-    "pearson": ("Pearson correlation", "higher"),
-}
-_SCORES = {
-    "kbet": "kBET acceptance",
-    "ilisi": "iLISI",
-    "batch_asw": "batch silhouette",
-    "graph_connectivity": "graph connectivity",
-    "clisi": "cLISI",
-    "cell_type_asw": "cell type silhouette",
-}
+_PERMUTATIONS = 10  # for the chance level of retained variation; references go without
 
 
 def audit(
@@ -67,6 +63,7 @@ def audit(
     n_components: int = 50,
     references: bool = True,
     integration: bool = False,
+    measurements: Any = True,
     random_state: RandomState = 0,
 ) -> Audit:
     """Measure what a fitted model leaves of the batch and keeps of the biology, on cells it did not train on.
@@ -97,8 +94,9 @@ def audit(
         ones are scored. The True cells may then be the model's training cells, for want of others.
     trained_on : array-like of shape (n, H, W) or (n, H, W, C), default=None
         The images that the model was fitted on; warns if scored cells are among them (by content).
-    probes : sequence of {"linear", "mlp", "knn"}, default=all three
-        Probes of leakage. The first reads the cell types as well.
+    probes : sequence of {"linear", "mlp", "knn", "trees", "cnn"}, default=("linear", "mlp", "knn")
+        Probes of leakage, see :func:`batch_leakage`; ``"cnn"`` reads the predicted images only, and slowly. The first
+        reads the cell types as well.
     n_splits, n_repeats : int, default=5 and 3
         Folds of the cross-fitting and repeats, as in :func:`batch_leakage`. References are measured once.
     n_components : int, default=50
@@ -107,6 +105,12 @@ def audit(
         Also measure the raw images: brightfield pixels beside the features, measured beside predicted images.
     integration : bool, default=False
         Add :func:`integration_scores` of the features.
+    measurements : bool, DataFrame or dict of str to array-like, default=True
+        What the features are asked for within each cell type, by :func:`retained_variation`. True: the measurements
+        (:func:`cell_measurements`) of ``truth``, or, **where the truth is unknown, of the measured images**, noise and
+        errors of the instrument included, each batch brought to its type's mean and spread; the table says which. A
+        table of your own is taken as it is. Needs scikit-image (the extra ``measurements``), and says so in ``skipped``
+        without it.
     random_state : int, Generator, RandomState or None, default=0
 
     Returns
@@ -117,7 +121,11 @@ def audit(
 
         - ``cell_type_accuracy``, ``cross_batch_accuracy``, ``cross_batch_gap``, ``leakage_linear``, ``leakage_mlp``,
           ``leakage_knn``, ``batch_removal_score`` (of the first probe), from the features;
-        - ``active_features``, ``effective_dimensions``: see :func:`active_features`;
+        - ``active_features``, ``effective_dimensions``: see :func:`active_features`; ``effective_rank``,
+          ``directions``: see :func:`effective_rank`;
+        - ``cross_batch_precision``: see :func:`cross_batch_precision`;
+        - ``retained_area``, ``retained_elongation`` and so on for each measurement: R2 of the kernel probe of
+          :func:`retained_variation` on batches that it saw, and ``retained_area_left_out`` on batches that it did not;
         - ``classifier_accuracy``: of a Pipeline's own classifier on these cells;
         - the first six with the prefix ``image_``, from the predicted images;
         - ``mae``, ``rmse``, ``psnr``, ``ssim``, ``pearson`` to the measured images, and with the prefix ``truth_`` to
@@ -168,15 +176,20 @@ def audit(
             )
     design = Design.of(batch, cell_type, probe_train, len(bf))
     scored = np.ones(len(bf), bool) if design.train is None else ~design.train
-    known = [probe for probe in probes if probe in _PROBES] if not isinstance(probes, str) else []
+    known = [probe for probe in probes if probe in PROBES] if not isinstance(probes, str) else []
+    if known and known[0] == "cnn":
+        raise ValueError(
+            "The first of the probes reads cell types from the features, which 'cnn' cannot: put another first."
+        )
     if not known or len(known) != len(probes) or len(set(known)) != len(known):
-        raise ValueError(f"probes must be some of {list(_PROBES)}, e.g. ('linear',), got {probes!r}.")
+        raise ValueError(f"probes must be some of {list(PROBES)}, e.g. ('linear',), got {probes!r}.")
     n_splits, n_repeats = check_count(n_splits, "n_splits", 2), check_count(n_repeats, "n_repeats", 1)
     n_components = check_count(n_components, "n_components", 1)
     targets = {name: _target(images, name, len(bf)) for name, images in (("y_qpi", y_qpi), ("truth", truth))}
     _check_shapes(estimator, X_bf, bf, targets)
     if trained_on is not None:
         _warn_of_training_cells(bf[scored], np.asarray(trained_on))
+    table = _table(measurements, len(bf))
     is_int = isinstance(random_state, int | np.integer)
     seed: int = random_state if is_int else int(make_generator(random_state).integers(2**31))  # type: ignore[assignment]
 
@@ -185,37 +198,54 @@ def audit(
         raise ValueError(f"transform gave {len(features)} rows of features for {len(bf)} cells.")
     predicted = images_of(estimator, X_bf)
 
-    def read(X: Array | None, repeats: int, components: int | None) -> dict[str, Any]:
-        return {} if X is None else _read(X, design, known, n_splits, repeats, components, seed)
+    def read(X: Array | None, repeats: int, components: int | None, shape: tuple[int, ...] = ()) -> dict[str, Any]:
+        return {} if X is None else _read(X, design, known, n_splits, repeats, components, seed, shape)
 
     def pixels(images: Array | None, name: str) -> Array | None:
         if images is None:
             return None
         return check_pixels(images if images.ndim > 2 else images[:, :, None], name)
 
+    bf_pixels, truth_pixels = pixels(bf, "X_bf"), pixels(targets["truth"], "truth")
+    shape = () if predicted is None else predicted.shape[1:]
     model = {
-        _FEATURES: read(features, n_repeats, None),
-        _IMAGES: read(pixels(predicted, "predicted images"), n_repeats, n_components),
+        FEATURES: read(features, n_repeats, None),
+        IMAGES: read(pixels(predicted, "predicted images"), n_repeats, n_components, shape),
     }
-    ceiling = read(pixels(targets["truth"], "truth"), 1, n_components)
-    raw: dict[str, dict[str, Any]] = {_FEATURES: {}, _IMAGES: {}}
+    ceiling = read(truth_pixels, 1, n_components, shape)
+    raw: dict[str, dict[str, Any]] = {FEATURES: {}, IMAGES: {}}
     if references:
-        raw[_FEATURES] = read(pixels(bf, "X_bf"), 1, n_components)
+        raw[FEATURES] = read(bf_pixels, 1, n_components)
         if predicted is not None:
-            raw[_IMAGES] = read(pixels(targets["y_qpi"], "y_qpi"), 1, n_components)
+            raw[IMAGES] = read(pixels(targets["y_qpi"], "y_qpi"), 1, n_components, shape)
+    sources = {
+        "model": (features, None),
+        "raw": (bf_pixels if references else None, n_components),
+        "truth": (truth_pixels, n_components),
+    }
+    found = {name: _precision(X, components, design, scored, seed) for name, (X, components) in sources.items()}
+    table, center, source = _measured(table, targets)
+    kept = {
+        name: _retained(X, components, table, center, design, n_splits, _PERMUTATIONS if name == "model" else 0, seed)
+        for name, (X, components) in sources.items()
+    }
 
-    sheet = _Sheet()
-    for section, prefix in ((_FEATURES, ""), (_IMAGES, "image_")):
+    sheet = Sheet()
+    for section, prefix in ((FEATURES, ""), (IMAGES, "image_")):
         if model[section]:
-            sheet.add_probes(section, prefix, model[section], raw[section], ceiling, known)
-            if section == _FEATURES:
-                _add_activity(sheet, features[scored])
-                _add_classifier(sheet, estimator, X_bf, design, scored)
+            readers = known if prefix else [probe for probe in known if probe != "cnn"]
+            sheet.add_probes(section, prefix, model[section], raw[section], ceiling, readers)
+            if section == FEATURES:
+                add_precision(sheet, found["model"], found["raw"], found["truth"])
+                add_activity(sheet, features[scored])
+                add_rank(sheet, features[scored])
+                add_classifier(sheet, estimator, X_bf, design, scored)
+                add_retained(sheet, kept["model"], kept["raw"], kept["truth"], source)
     if integration:
-        _add_integration(sheet, features[scored], bf[scored], design, scored, references, n_components, seed)
-    errors = _add_errors(sheet, predicted, targets, design, scored, references)
+        add_integration(sheet, features[scored], bf[scored], design, scored, references, n_components, seed)
+    errors = add_errors(sheet, predicted, targets, design, scored, references)
 
-    per_batch, per_type = _groups(design, scored, model[_FEATURES], errors, known)
+    per_batch, per_type = groups(design, scored, model[FEATURES], errors, [probe for probe in known if probe != "cnn"])
     how = (
         f"cross-fitted on these cells ({n_splits} folds)"
         if design.train is None
@@ -223,17 +253,24 @@ def audit(
     )
     return Audit(
         title=f"Audit of {type(estimator).__name__} on {int(scored.sum())} cells, "
-        f"{_count(len(design.batches), 'batch')} and {_count(len(design.types), 'cell type')}",
+        f"{counted(len(design.batches), 'batch')} and {counted(len(design.types), 'cell type')}",
         about=[
-            f"Probes are {how}, {_count(n_repeats, 'repeat')}; images are given to them as {n_components} principal "
+            f"Probes are {how}, {counted(n_repeats, 'repeat')}; images are given to them as {n_components} principal "
             "components.",
             "The figures hold only if the model was not fitted on the scored cells, which it cannot tell.",
+            *_about_measurements(sheet, center),
         ],
         measures=sheet.measures,
         per_batch=per_batch,
         per_type=per_type,
         skipped=sheet.skipped,
-        details=Bunch(model=Bunch(features=model[_FEATURES], images=model[_IMAGES], **errors), raw=raw, truth=ceiling),
+        details=Bunch(
+            model=Bunch(features=model[FEATURES], images=model[IMAGES], **errors),
+            raw=raw,
+            truth=ceiling,
+            retained=Bunch(**kept),
+            cross_batch_precision=Bunch(**found),
+        ),
     )
 
 
@@ -274,9 +311,81 @@ def _warn_of_training_cells(scored: Array, trained_on: Array) -> None:
         )
 
 
+def _table(measurements: Any, n: int) -> Any:
+    """Return True, False, or the names and numbers of a table."""
+    return measurements if isinstance(measurements, bool) else check_measurements(measurements, n)
+
+
 # --------------------------------------------------------------------------------------------------------- measures
+def _measured(table: Any, targets: dict[str, Array | None]) -> tuple[Any, str, str]:
+    """Return names and numbers of the cell measurements (None: not wanted; a string: why not), center, their source."""
+    if not isinstance(table, bool):
+        return table, "cell_type", "that were given"
+    images = targets["y_qpi"] if targets["truth"] is None else targets["truth"]
+    if not table or images is None:
+        return None, "cell_type", ""
+    center, source = ("cell_type", "in the truth") if targets["truth"] is not None else ("batch", "in measured images")
+    try:
+        columns = measure(images[..., 0] if images.ndim == 4 else images, foreground="auto")
+    except ImportError as missing:
+        return str(missing), center, source
+    return check_measurements(columns, len(images)), center, source
+
+
+def _about_measurements(sheet: Sheet, center: str) -> list[str]:
+    if not any(key.startswith("retained_") for key in sheet.measures):
+        return []
+    if center == "batch":
+        return [
+            "The truth is unknown: cell measurements are those of the measured images, with their noise, each batch",
+            "brought to its type's mean and spread.",
+        ]
+    return []
+
+
+def _retained(
+    X: Array | None,
+    components: int | None,
+    table: Any,
+    center: str,
+    design: Design,
+    n_splits: int,
+    n_permutations: int,
+    seed: int,
+) -> Any:
+    """Return the retained variation, or why there is none; None where it is not asked for."""
+    if X is None or table is None:
+        return None
+    if isinstance(table, str):
+        return table
+    rng = np.random.default_rng(seed)
+    try:
+        names, numbers = table
+        return measure_retained(X, names, numbers, design, center, n_splits, 1, n_permutations, components, rng)
+    except NothingToMeasure as reason:
+        return str(reason)
+
+
+def _precision(X: Array | None, components: int | None, design: Design, scored: Array, seed: int) -> Any:
+    """Return the cross-batch precision of the scored cells, or why there is none."""
+    if X is None:
+        return None
+    part = design._replace(batch=design.batch[scored], cell_type=design.cell_type[scored], train=None)
+    try:
+        return measure_precision(X[scored], part, True, components, 0, 10_000, np.random.default_rng(seed))
+    except NothingToMeasure as reason:
+        return str(reason)
+
+
 def _read(
-    X: Array, design: Design, probes: Sequence[str], n_splits: int, n_repeats: int, components: int | None, seed: int
+    X: Array,
+    design: Design,
+    probes: Sequence[str],
+    n_splits: int,
+    n_repeats: int,
+    components: int | None,
+    seed: int,
+    shape: tuple[int, ...] = (),
 ) -> dict[str, Any]:
     """Return key -> details of what probes read, or the reason why there is none; same seeds as the metric alone."""
     found: dict[str, Any] = {}
@@ -299,10 +408,11 @@ def _read(
         return [gap.cross, gap]
 
     attempt(["cross_batch_accuracy", "cross_batch_gap"], gap)
-    names: Any = list(probes)
+    readers = [probe for probe in probes if shape or probe != "cnn"]
+    used = [of_images(probe, shape) for probe in readers]
     attempt(
-        [f"leakage_{name}" for name in probes],
-        lambda: measure_leakage(X, design, names, *counts, np.random.default_rng(seed)),
+        [f"leakage_{name}" for name in readers],
+        lambda: measure_leakage(X, design, used, *counts, np.random.default_rng(seed)),
     )
     leakage, cross = found[f"leakage_{probes[0]}"], found["cross_batch_accuracy"]
     if isinstance(leakage, str) or isinstance(cross, str):
@@ -318,219 +428,3 @@ def _read(
             n_cells=leakage.n_cells,
         )
     return found
-
-
-class _Sheet:
-    """Rows as they are found."""
-
-    def __init__(self) -> None:
-        self.measures: dict[str, Measure] = {}
-        self.skipped: dict[str, str] = {}
-
-    def add(
-        self,
-        key: str,
-        name: str,
-        section: str,
-        value: float,
-        n_cells: int,
-        *,
-        better: str | None,
-        spread: float | None = None,
-        chance: float | None = None,
-        raw: float | None = None,
-        truth: float | None = None,
-    ) -> None:
-        self.measures[key] = Measure(name, section, value, spread, chance, better, raw, truth, n_cells)
-
-    def add_probes(
-        self,
-        section: str,
-        prefix: str,
-        found: dict[str, Any],
-        raw: dict[str, Any],
-        truth: dict[str, Any],
-        probes: Sequence[str],
-    ) -> None:
-        reader = _PROBES[probes[0]]
-        rows = {
-            "cell_type_accuracy": (f"cell type accuracy, {reader}", "higher"),
-            "cross_batch_accuracy": (f"cross-batch accuracy, {reader}", "higher"),
-            "cross_batch_gap": ("  less than within batch by", "lower"),
-            **{f"leakage_{probe}": (f"batch leakage, {_PROBES[probe]}", "lower") for probe in probes},
-        }
-        if not prefix:
-            rows["batch_removal_score"] = ("batch removal score", "higher")
-        for key, (name, better) in rows.items():
-            details = found[key]
-            if isinstance(details, str):
-                self.skipped[prefix + key] = details
-                continue
-            self.add(
-                prefix + key,
-                name,
-                section,
-                details.score,
-                details.n_cells,
-                better=better,
-                spread=math.hypot(0.0 if math.isnan(details.std) else details.std, details.stderr),
-                chance=details.chance if "accuracy" in key else 0.0,
-                raw=raw[key].score if raw else None,
-                truth=truth[key].score if truth else None,
-            )
-
-
-def _add_activity(sheet: _Sheet, features: Array) -> None:
-    alive: Any = active_features(features, return_details=True)
-    n = len(features)
-    sheet.add(
-        "active_features", f"active share of {alive.n_features} features", _FEATURES, alive.score, n, better="higher"
-    )
-    sheet.add(
-        "effective_dimensions",
-        "effective dimensions",
-        _FEATURES,
-        alive.effective_dimensions,
-        n,
-        better=None,
-    )
-
-
-def _add_classifier(sheet: _Sheet, estimator: Any, X_bf: ArrayLike, design: Design, scored: Array) -> None:
-    classes = getattr(estimator, "classes_", None)
-    if not hasattr(estimator, "predict") or classes is None:
-        return
-    t = design.types[design.cell_type]
-    if not set(classes) & set(design.types):
-        sheet.skipped["classifier_accuracy"] = "The classifier's classes are none of these cell types."
-        return
-    right = (np.asarray(estimator.predict(X_bf), dtype=object) == t)[scored]
-    sheet.add(
-        "classifier_accuracy",
-        "accuracy of the pipeline's classifier",
-        _FEATURES,
-        float(right.mean()),
-        len(right),
-        better="higher",
-        spread=float(right.std() / np.sqrt(len(right))),
-        chance=float(np.bincount(design.cell_type[scored]).max() / len(right)),
-    )
-
-
-def _add_integration(
-    sheet: _Sheet,
-    features: Array,
-    bf: Array,
-    design: Design,
-    scored: Array,
-    references: bool,
-    n_components: int,
-    seed: int,
-) -> None:
-    labels = design.batch[scored], design.cell_type[scored]
-    try:
-        found = integration_scores(features, *labels, random_state=seed)
-    except NothingToMeasure as reason:
-        sheet.skipped["integration"] = str(reason)
-        return
-    raw = None
-    if references:
-        flat = check_pixels(bf if bf.ndim > 2 else bf[:, :, None], "X_bf")
-        k = min(n_components, *flat.shape)
-        raw = integration_scores(PCA(k, random_state=seed).fit_transform(flat), *labels, random_state=seed)
-    for key, name in _SCORES.items():
-        score = found[key]
-        best = key in ("kbet", "ilisi", "batch_asw")
-        sheet.add(
-            key,
-            f"{name} (batch-free: {score.shuffled:.2f})" if best else name,
-            _INTEGRATION,
-            score.score,
-            found.n_cells,
-            better="higher",
-            chance=None if best else score.shuffled,
-            raw=None if raw is None else raw[key].score,
-        )
-
-
-def _add_errors(
-    sheet: _Sheet,
-    predicted: Array | None,
-    targets: dict[str, Array | None],
-    design: Design,
-    scored: Array,
-    references: bool,
-) -> dict[str, Bunch]:
-    """Add the image errors and return them in full, as "error" and "truth_error"."""
-    measured, truth = targets["y_qpi"], targets["truth"]
-    found: dict[str, Bunch] = {}
-    if predicted is None:
-        return found
-    batch, cell_type = design.batches[design.batch[scored]], design.types[design.cell_type[scored]]
-    rows = (("", _TO_MEASURED, measured, None, truth), ("truth_", _TO_TRUTH, truth, measured, None))
-    for prefix, section, target, raw, best in rows:
-        if target is None:
-            continue
-        error = found[f"{prefix}error"] = image_error(
-            predicted[scored], target[scored], batch=batch, cell_type=cell_type
-        )
-        others = [
-            image_error(images[scored], target[scored], data_range=error.data_range) if images is not None else None
-            for images in (raw if references else None, best)
-        ]
-        for key, (name, better) in _ERRORS.items():
-            sheet.add(
-                prefix + key,
-                name,
-                section,
-                error[key],
-                error.n_cells,
-                better=better,
-                spread=error.stderr[key],
-                raw=None if others[0] is None else others[0][key],
-                truth=None if others[1] is None else others[1][key],
-            )
-    return found
-
-
-# ------------------------------------------------------------------------------------------- each batch, each type
-def _groups(
-    design: Design, scored: Array, found: dict[str, Any], errors: dict[str, Bunch], probes: Sequence[str]
-) -> tuple[dict[Any, dict[str, float]], dict[Any, dict[str, float]]]:
-    b, t = design.batch[scored], design.cell_type[scored]
-    per_batch: dict[Any, dict[str, float]] = {}
-    per_type: dict[Any, dict[str, float]] = {}
-    gap, cell_type, cross = (found[k] for k in ("cross_batch_gap", "cell_type_accuracy", "cross_batch_accuracy"))
-    for code, label in enumerate(design.batches):
-        row: dict[str, float] = {"n_cells": int((b == code).sum()), "n_types": len(np.unique(t[b == code]))}
-        if not isinstance(gap, str) and label in gap.per_batch:
-            row["within_batch_accuracy"] = gap.per_batch[label].within
-            row["cross_batch_accuracy"] = gap.per_batch[label].cross
-            row["chance"] = cross.per_batch[label].chance
-        per_batch[label] = row | _errors_of(errors, "per_batch", label)
-    for code, label in enumerate(design.types):
-        row = {"n_cells": int((t == code).sum()), "n_batches": len(np.unique(b[t == code]))}
-        for key, details in (("cell_type_accuracy", cell_type), ("cross_batch_accuracy", cross)):
-            if not isinstance(details, str) and label in details.per_type:
-                row[key] = details.per_type[label]
-        for probe in probes:
-            leakage = found[f"leakage_{probe}"]
-            if not isinstance(leakage, str) and label in leakage.per_type:
-                row[f"leakage_{probe}"] = leakage.per_type[label].score
-        per_type[label] = row | _errors_of(errors, "per_type", label)
-    return per_batch, per_type
-
-
-def _errors_of(errors: dict[str, Bunch], groups: str, label: Any) -> dict[str, float]:
-    return {
-        f"{prefix}{key}": errors[f"{prefix}error"][groups][label][key]
-        for prefix in ("", "truth_")
-        if f"{prefix}error" in errors
-        for key in ("mae", "pearson")
-        if label in errors[f"{prefix}error"][groups]
-    }
-
-
-def _count(n: int, what: str) -> str:
-    plural = "batches" if what == "batch" else f"{what}s"
-    return f"{n} {what if n == 1 else plural}"

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 from sklearn.base import BaseEstimator, clone
 from sklearn.decomposition import PCA
+from sklearn.ensemble import HistGradientBoostingClassifier
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import StratifiedKFold
@@ -22,7 +23,7 @@ from sklearn.neural_network import MLPClassifier
 
 from skbegan.metrics._checks import Array, check_labels, check_mask
 
-Probe: TypeAlias = Literal["linear", "mlp", "knn"] | BaseEstimator
+Probe: TypeAlias = Literal["linear", "mlp", "knn", "trees"] | BaseEstimator
 
 MIN_CELLS = 3  # a group (a batch within a type, a type) with fewer cells is left out
 MIX = "In a search, folds must mix the batches (a shuffled KFold, not LeaveOneGroupOut over batches)."
@@ -65,16 +66,21 @@ def make_probe(probe: Probe, n_train: int, seed: int) -> Any:
             return MLPClassifier((64,), alpha=1e-2, batch_size=size, random_state=seed, **epochs)
         if probe == "knn":
             return KNeighborsClassifier(n_neighbors=min(15, n_train))
+        if probe == "trees":
+            small: dict[str, Any] = {"max_leaf_nodes": 8, "min_samples_leaf": max(2, min(20, n_train // 10))}
+            return HistGradientBoostingClassifier(max_iter=60, early_stopping=False, random_state=seed, **small)
+        if probe == "cnn":
+            raise ValueError("probe='cnn' reads images, not features: use image_leakage.")
     elif not isinstance(probe, type) and hasattr(probe, "fit") and hasattr(probe, "predict"):
         fresh = clone(probe)
         unset = [k for k, v in fresh.get_params().items() if k.endswith("random_state") and v is None]
         return fresh.set_params(**dict.fromkeys(unset, seed))
-    raise ValueError(f"probe must be 'linear', 'mlp', 'knn' or a scikit-learn classifier, got {probe!r}.")
+    raise ValueError(f"probe must be 'linear', 'mlp', 'knn', 'trees' or a scikit-learn classifier, got {probe!r}.")
 
 
 def is_deterministic(probe: Probe) -> bool:
     """Say whether the probe answers the same whenever it is trained on the same cells."""
-    return isinstance(probe, str) and probe in ("linear", "knn")
+    return isinstance(probe, str) and probe in ("linear", "knn", "trees")
 
 
 class Prepared(NamedTuple):
@@ -103,6 +109,11 @@ def prepare(train: Array, test: Array, n_components: int | None, seed: int) -> P
     keep = std > _MIN_RELATIVE_STD * std.max()
     train, test = ((cells[:, keep] - mean[keep]) / std[keep] for cells in (train, test))
     return Prepared(train, test, std[keep] / std.max())
+
+
+def reads_images(probe: Probe) -> bool:
+    """Say whether the probe takes pixels as they are."""
+    return bool(getattr(probe, "reads_images", False))
 
 
 def fit_predict(probe: Probe, cells: Prepared, codes: Array, seed: int, *, uniform_prior: bool) -> Array:
@@ -182,6 +193,15 @@ def splits(codes: Array, train: Array | None, n_splits: int, seed: int) -> Itera
         return
     folds = StratifiedKFold(min(n_splits, int(np.bincount(codes).min())), shuffle=True, random_state=seed)
     yield from folds.split(np.zeros(len(codes)), codes)
+
+
+def deal(groups: Array, n_splits: int, rng: np.random.Generator) -> Array:
+    """Deal the cells of each group to folds in turn, from a random fold on: groups of any size are spread evenly."""
+    fold = np.empty(len(groups), int)
+    for group in np.unique(groups):
+        cells = rng.permutation(np.flatnonzero(groups == group))
+        fold[cells] = (np.arange(len(cells)) + rng.integers(n_splits)) % n_splits
+    return fold
 
 
 def enough(codes: Array, train: Array | None) -> Array:

@@ -9,7 +9,14 @@ from typing import Any
 
 from sklearn.utils import Bunch
 
-_DIGITS = {"mae": "#.3g", "rmse": "#.3g", "psnr": ".1f", "effective_dimensions": ".1f"}  # else three decimals
+_DIGITS = {
+    "mae": "#.3g",
+    "rmse": "#.3g",
+    "psnr": ".1f",
+    "effective_dimensions": ".1f",
+    "effective_rank": ".1f",
+    "directions": ".0f",
+}  # else three decimals
 
 
 @dataclass(frozen=True)
@@ -202,6 +209,10 @@ class Audit:
             notes.append("+/-: standard deviation to expect with other cells of these batches, other folds and probes.")
         if any("leakage" in key for key in self.measures):
             notes.append("Leakage: how well a fresh probe reads the batch within a cell type; 0 is chance, 1 is fully.")
+        if any(key.startswith("retained_") for key in self.measures):
+            notes.append(
+                "R2: what a fresh kernel probe predicts of the differences between cells of a type; 0: nothing."
+            )
         if any(m.raw is not None for m in measures):
             notes.append(
                 "raw: the same from the brightfield pixels (for the features) or from the measured target images (for "
@@ -222,6 +233,7 @@ _SHORT = {
     "leakage_linear": "leak lin",
     "leakage_mlp": "leak MLP",
     "leakage_knn": "leak 15-NN",
+    "leakage_trees": "leak trees",
     "mae": "MAE",
     "pearson": "Pearson",
     "truth_mae": "MAE truth",

@@ -11,7 +11,8 @@ from numpy.typing import ArrayLike
 from skbegan.plotting._common import COLOURS, FONT, SMALL, new_figure
 
 _GREY, _FAINT = "0.45", "0.9"
-_PROBES = {"linear": "linear probe", "mlp": "MLP", "knn": "15-NN"}
+_PROBES = {"linear": "linear probe", "mlp": "MLP", "knn": "15-NN", "trees": "boosted trees", "cnn": "CNN"}
+_LEAST = -0.5  # R2 below are drawn there
 _RAW = {"marker": "s", "facecolor": "none", "edgecolor": _GREY, "linewidths": 1.3, "s": 58}
 _TRUTH = {"marker": "D", "facecolor": "black", "edgecolor": "black", "linewidths": 0, "s": 24}
 _ROW, _DOT = 0.27, 0.095  # inches: height of a row, distance of the dots of several audits
@@ -42,8 +43,9 @@ class AuditDisplay:
     ----------
     figure_ : matplotlib Figure
     axes_ : dict of str to matplotlib Axes
-        Those of ``"leakage"``, ``"cell_type"``, ``"image_error"``, ``"image_likeness"``, ``"leakage_per_type"``,
-        ``"cross_batch_per_batch"`` and ``"error_per_batch"`` that there is something to draw in.
+        Those of ``"leakage"``, ``"cell_type"``, ``"retained"``, ``"image_error"``, ``"image_likeness"``,
+        ``"leakage_per_type"``, ``"cross_batch_per_batch"`` and ``"error_per_batch"`` that there is something to draw
+        in.
 
     Examples
     --------
@@ -133,6 +135,11 @@ class AuditDisplay:
         above = {
             "leakage": ("Batch left", "leakage (0: chance, 1: fully read)", self._leakage()),
             "cell_type": ("Cell type kept", f"accuracy, {self._first()}", self._cell_type()),
+            "retained": (
+                "Cell kept, within its type",
+                f"R2, kernel probe (below {_LEAST:g} drawn there)",
+                self._retained(),
+            ),
             "image_error": ("Image error", f"MAE{unit}", self._errors("mae", "MAE")),
             "image_likeness": ("Image likeness", "SSIM, Pearson correlation", self._likeness()),
         }
@@ -248,8 +255,19 @@ class AuditDisplay:
             lambda prefix: (
                 self._row(f"{prefix}cell_type_accuracy", "known batches")
                 + self._row(f"{prefix}cross_batch_accuracy", "batch never seen")
+                + self._row(f"{prefix}cross_batch_precision", "mAP across batches")
             )
         )
+
+    def _retained(self) -> list[_Row]:
+        keys = dict.fromkeys(key for audit in self.audits.values() for key in audit.measures if "retained_" in key)
+        ends = {"batches seen": "", "batch left out": "_left_out"}
+        rows = []
+        for heading, end in ends.items():
+            names = [key for key in keys if key.endswith("_left_out") == bool(end)]
+            found = [row for key in names for row in self._row(key, _plain(key.removesuffix(end)))]
+            rows += self._group(heading, [_clipped(row) for row in found])
+        return rows
 
     def _errors(self, key: str, name: str) -> list[_Row]:
         return self._row(key, "to measured") + self._row(f"truth_{key}", "to truth")
@@ -287,6 +305,18 @@ class AuditDisplay:
         rows = self._per_batch("truth_mae", None)
         to = "truth" if rows else "measured"
         return f"MAE to {to}{unit}", rows or self._per_batch("mae", None)
+
+
+def _plain(key: str) -> str:
+    return key.removeprefix("retained_").replace("_", " ")
+
+
+def _clipped(row: _Row) -> _Row:
+    """Return the row with nothing below `_LEAST`: a probe that is misled can be off without limit."""
+    values = [None if value is None else max(value, _LEAST) for value in row.values]
+    spreads = [None if v is None or v < _LEAST else s for v, s in zip(row.values, row.spreads, strict=True)]
+    raw, truth = (None if value is None else max(value, _LEAST) for value in (row.raw, row.truth))
+    return row._replace(values=values, spreads=spreads, raw=raw, truth=truth)
 
 
 def _row_height(n_audits: int) -> float:
