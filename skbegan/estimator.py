@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import dataclasses
-import functools
 import inspect
-import operator
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, TransformerMixin
+from sklearn.base import ClassNamePrefixFeaturesOutMixin, TransformerMixin
 from sklearn.utils import check_random_state
 from sklearn.utils.metadata_routing import UNUSED
 from sklearn.utils.validation import check_is_fitted
 
 from skbegan import checks
-from skbegan._version import versions
-from skbegan.config import Config, OnlineRemoval, Parameters, ProfileAlignment, RemovalMethod
+from skbegan._model_estimator import ModelEstimator, first_argument_by_name
+from skbegan.config import Config, OnlineRemoval, ProfileAlignment, RemovalMethod
 from skbegan.design import Design, removal_verdict
 from skbegan.model import FittedModel
 
@@ -26,35 +23,7 @@ __all__ = ["BeGANTransformer"]
 _REQUESTS: dict[str, bool | str] = {"X_bf": UNUSED, "batch": True, "cell_type": True, "y_qpi": True}
 
 
-def _first_argument_by_name(method: Callable[..., Any]) -> Callable[..., Any]:
-    """Let a method whose first argument scikit-learn's output wrapper calls X be called with ``X_bf=`` as well."""
-
-    @functools.wraps(method)
-    def call(self: Any, *args: Any, **kwargs: Any) -> Any:
-        if not args and "X_bf" in kwargs:
-            args = (kwargs.pop("X_bf"),)
-        return method(self, *args, **kwargs)
-
-    return call
-
-
-_FITTED = {  # attribute: where the fitted model has it
-    "batches_": "batches",
-    "cell_types_": "cell_types",
-    "image_shape_": "image_shape",
-    "target_shape_": "target_shape",
-    "n_features_out_": "n_features",
-    "history_": "history",
-    "device_": "device",
-    "bf_mean_": "bf_scaling.mean",
-    "bf_scale_": "bf_scaling.scale",
-    "qpi_mean_": "target_scaling.mean",
-    "qpi_scale_": "target_scaling.scale",
-    "base_width_": "base_width",
-}
-
-
-class BeGANTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
+class BeGANTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ModelEstimator):
     """Batch-free profiles and quantitative phase images of single cells from brightfield crops.
 
     Stage 1, pretraining: a pix2pix conditional GAN that predicts the target image (the quantitative phase image, QPI)
@@ -199,22 +168,6 @@ class BeGANTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEs
     >>> began.fit(cells.bf, cells.qpi, cells.batch, cells.cell_type).transform(cells.bf).shape
     (200, 16)
     """
-
-    #: All that a fit leaves, see :meth:`_adopt`.
-    _model: FittedModel | None = None
-
-    batches_: np.ndarray | None
-    cell_types_: np.ndarray | None
-    image_shape_: tuple[int, ...]
-    target_shape_: tuple[int, ...]
-    n_features_out_: int
-    history_: dict[str, Any]
-    device_: str
-    bf_mean_: np.ndarray
-    bf_scale_: np.ndarray
-    qpi_mean_: np.ndarray
-    qpi_scale_: np.ndarray
-    base_width_: int
 
     # Nothing to request: scikit-learn routes these to fit and score wherever they are given. It would take the first
     # argument for metadata too, since it is not called X.
@@ -458,34 +411,7 @@ class BeGANTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEs
         -------
         self : BeGANTransformer
         """
-        check_is_fitted(self)
-        assert self._model is not None
-        config = Config.of(self.get_params(deep=False))
-        bf = checks.check_images(X_bf, "X_bf", self.image_shape_)
-        if len(bf) < 2:
-            raise ValueError("recalibrate needs at least two cells, better some hundred, got 1")
-        model = self._model.recalibrated(
-            bf,
-            np.random.RandomState(0).permutation(len(bf)),
-            device=self.device,
-            precision=config.runtime.precision,
-            minibatch_size=config.removal.minibatch_size,
-        )
-        return self._adopt(model)
-
-    def _predict(self, X_bf: Any, want: Any) -> np.ndarray:
-        check_is_fitted(self)
-        assert self._model is not None
-        config = Config.of(self.get_params(deep=False))
-        bf = checks.check_images(X_bf, "X_bf", self.image_shape_)
-        by_minibatch = config.runtime.inference == "minibatch"
-        return self._model.predict(
-            bf,
-            want,
-            device=self.device,
-            precision=config.runtime.precision,
-            minibatch_size=config.removal.minibatch_size if by_minibatch else None,
-        )
+        return self._recalibrate(X_bf)
 
     def score(self, X_bf: Any, y: Any = None, batch: Any = None, cell_type: Any = None, *, y_qpi: Any = None) -> float:
         """Return how well batch is removed and biology kept in these cells; greater is better.
@@ -554,44 +480,6 @@ class BeGANTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEs
 
     # What scikit-learn asks ---------------------------------------------------------------------------------------
 
-    def set_params(self, **params: Any) -> BeGANTransformer:
-        """Set parameters by name; those of `removal` and `profile` as ``removal__alignment``.
-
-        Parameters
-        ----------
-        **params : dict
-
-        Returns
-        -------
-        self : BeGANTransformer
-        """
-        flat = {name: value for name, value in params.items() if "__" not in name}
-        super().set_params(**flat)
-        for name, value in params.items():
-            if name in flat:
-                continue
-            holder, _, field = name.partition("__")
-            held = getattr(self, holder, None)
-            if not isinstance(held, Parameters) or field not in held.get_params():
-                known = sorted(n for n in self.get_params() if n.startswith(f"{holder}__")) or "none"
-                raise ValueError(f"invalid parameter {name!r} for {type(self).__name__}; those of {holder}: {known}")
-            # They are frozen, since several estimators may share one.
-            setattr(self, holder, dataclasses.replace(held, **{field: value}))
-        return self
-
-    def _adopt(self, model: FittedModel) -> BeGANTransformer:
-        """Take over a fitted model and show its parts as attributes, in one step that nothing can interrupt."""
-        parts = {name: operator.attrgetter(path)(model) for name, path in _FITTED.items()}
-        self.__dict__.update(parts, _model=model)
-        return self
-
-    @property
-    def _n_features_out(self) -> int:
-        return self.n_features_out_
-
-    def __sklearn_is_fitted__(self) -> bool:
-        return self._model is not None
-
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
         tags.input_tags.two_d_array = False
@@ -600,14 +488,7 @@ class BeGANTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEs
         tags.transformer_tags.preserves_dtype = []
         return tags
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), "_versions": versions()}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        checks.warn_of_versions(state.pop("_versions", {}), versions(), "this BeGANTransformer")
-        super().__setstate__(state)
-
 
 # scikit-learn wraps these for set_output under the name X for the first argument.
 for _name in ("transform", "fit_transform"):
-    setattr(BeGANTransformer, _name, _first_argument_by_name(inspect.getattr_static(BeGANTransformer, _name)))
+    setattr(BeGANTransformer, _name, first_argument_by_name(inspect.getattr_static(BeGANTransformer, _name)))

@@ -13,8 +13,8 @@ import pytest
 def test_numbers_are_those_that_were_frozen(case):
     """To the bit where goldens.py was run; elsewhere rounding differs.
 
-    Training amplifies it: in float64 from far below, in float32 until fits of batch removal are other fits, so that only
-    stage 1 can be compared.
+    Training amplifies it: in float64 from far below, in float32 until fits of batch removal are other fits, so that
+    only stage 1 can be compared.
     """
     where, frozen = goldens.read()
     found = goldens.CASES[case]()

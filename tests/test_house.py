@@ -10,7 +10,7 @@ from pathlib import Path
 import skbegan
 
 ROOT = Path(skbegan.__file__).parent
-SPEAKS_SKLEARN = {"estimator", "metrics", "checks", "plotting", "io", "datasets"}
+SPEAKS_SKLEARN = {"estimator", "_model_estimator", "metrics", "checks", "plotting", "io", "datasets"}
 LEAVES = {"metrics", "datasets"}  # import nothing of ours
 GROUND = {"config", "design", "checks", "_rules", "_version"}  # import of ours only one another
 
@@ -104,7 +104,8 @@ def test_only_the_engine_steps():
             for node in ast.walk(tree)
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)
         }
-        assert path.stem == "engine" or "backward" not in called, path
+        # Probes of the metrics are no part of a fit.
+        assert path.stem == "engine" or path.parent.name == "metrics" or "backward" not in called, path
 
 
 def test_a_step_can_be_read_at_a_glance():
@@ -127,11 +128,9 @@ def test_importing_the_package_loads_neither_torch_nor_scikit_learn():
 
 
 def test_no_file_has_two_jobs():
-    # A longer file needs a reason; the estimator's is its docstring and parameter list.
-    limits = {"estimator": 620}
     for path in ROOT.rglob("*.py"):
         lines = len(path.read_text(encoding="utf-8").splitlines())
-        assert lines <= limits.get(path.stem, 500), f"{path.name} has {lines} lines"
+        assert lines <= 500, f"{path.name} has {lines} lines"
 
 
 def test_dir_shows_the_public_names():

@@ -321,7 +321,7 @@ def test_a_file_for_an_absent_device_loads_and_can_be_moved(est, tmp_path, monke
 def test_unpickling_warns_of_other_versions(est, monkeypatch, package, version, fitted):
     old = {**versions(), package: version}
     with monkeypatch.context() as patch:
-        patch.setattr("skbegan.estimator.versions", lambda: old)
+        patch.setattr("skbegan._model_estimator.versions", lambda: old)
         content = pickle.dumps(make_pipeline(est if fitted else BeGANTransformer()))
     with pytest.warns(UserWarning, match=rf"written with {package} {version[:3]}.* and is read with") as caught:
         pickle.loads(content)
@@ -331,7 +331,7 @@ def test_unpickling_warns_of_other_versions(est, monkeypatch, package, version, 
 def test_unpickling_and_copying_do_not_warn_of_what_makes_no_difference(est, monkeypatch):
     old = {**versions(), "numpy": "1.26.0", "torch": "2.4.0"}
     with monkeypatch.context() as patch:
-        patch.setattr("skbegan.estimator.versions", lambda: old)
+        patch.setattr("skbegan._model_estimator.versions", lambda: old)
         content = pickle.dumps(est)
     with warnings.catch_warnings():
         warnings.simplefilter("error")

@@ -1,7 +1,6 @@
 """Simulated paired cells: brightfield and quantitative phase of one cell, through one imperfect instrument per batch.
 
-Everything is in micrometres, so the pixel grid is only a way to look at the cells. A random seed is split at once into
-independent streams (cell types, batches, cells, noise): changing the number of cells or pixels changes no instrument.
+Units are micrometres. A random seed is split into streams: other numbers of cells or pixels change no instrument.
 """
 
 from __future__ import annotations

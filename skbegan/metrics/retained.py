@@ -52,6 +52,13 @@ class RetainedVariation:
     n_permutations : int
     skipped : dict of label to str
         Measurements that are left out, and why.
+
+    Examples
+    --------
+    >>> from skbegan.metrics import RetainedVariation
+    >>> found = RetainedVariation({}, "cell_type", 0, {"area": "it does not vary"})
+    >>> found.skipped["area"]
+    'it does not vary'
     """
 
     measurements: dict[str, Bunch]
