@@ -1,8 +1,8 @@
-"""What a laboratory would use instead: the rivals of `batch_removal.py`, on features and on images.
+"""What a laboratory would use instead: rivals, on features and on images.
 
 A feature rival is a function of the training cells (features, batch, cell type) and of the new cells (features and
 batch). No rival is ever given the types of the new cells: ComBat with the cell type as covariate of the cells that are
-scored "reads" the type with 0.99 accuracy because it was told. What a rival needs of the new cells is in `RIVALS`, and
+scored "reads" the type with 0.99 accuracy, because it got it. What a rival needs of the new cells is in `RIVALS`, and
 in the table. The libraries are the extra ``benchmarks``; they are imported where they are used.
 """
 
@@ -42,7 +42,7 @@ class Rival:
     function : callable
         ``(train, train_batch, train_type, new, new_batch, seed) -> (train, new)``, features corrected.
     given : str
-        What it is told of the new cells besides their features.
+        What it is given of the new cells besides their features.
     package : str or None
         The library that it needs, by import name.
     """
@@ -78,7 +78,7 @@ def load_library(package: str) -> Any:
     return module
 
 
-# Features ---------------------------------------------------------------------------------------------------------
+# Features -------------------------------------------------------------------------------------------------------------
 
 
 def standardise(train: Array, new: Array) -> Pair:
@@ -101,7 +101,7 @@ def combat(train: Array, train_batch: Array, train_type: Array, new: Array, new_
     """
     combatlearn, pandas = load_library("combatlearn"), load_library("pandas")
     train, new = standardise(train, new)
-    cells = pandas.DataFrame(np.concatenate([train, new]))  # its index tells a cell's batch
+    cells = pandas.DataFrame(np.concatenate([train, new]))  # its index gives a cell's batch
     model = combatlearn.ComBat(batch=pandas.Series(np.concatenate([train_batch, new_batch])))
     corrected = model.fit(cells.iloc[: len(train)]).transform(cells).to_numpy()
     return corrected[: len(train)], corrected[len(train) :]
@@ -211,7 +211,7 @@ RIVALS = {
 }
 
 
-# Images -----------------------------------------------------------------------------------------------------------
+# Images ---------------------------------------------------------------------------------------------------------------
 
 
 def principal_components(train: Array, new: Array, seed: int = 0) -> Pair:
