@@ -118,6 +118,8 @@ class Goal:
 
 def goals_text(goals: Sequence[Goal]) -> str:
     """Write goals, those that were missed first."""
+    if not goals:
+        return "No goal could be checked: what it is held against was not run."
     missed = [goal for goal in goals if not goal.met]
     heading = f"Goals met{' in every seed' if any(len(g.slack) > 1 for g in goals) else ''}: "
     lines = [f"{heading}{len(goals) - len(missed)} of {len(goals)}", *map(str, missed)]

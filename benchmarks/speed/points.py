@@ -1,8 +1,9 @@
-"""One point of `scaling.py`, measured in the process that calls it: a fit, an inference or a metric at one size."""
+"""One point of `scaling.py`, measured in this process: ``python points.py POINT``, POINT and the answer being JSON."""
 
 from __future__ import annotations
 
 import contextlib
+import json
 import sys
 import threading
 import time
@@ -11,55 +12,46 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 N_TYPES, N_BATCHES = 4, 4
 N_SIMULATED = 256  # cells that are simulated; more are these, repeated
 MIB = 2**20
-STATUS = Path("/proc/self/status")
-EPOCHS = {"pretrain_epochs": 2, "removal_epochs": 4, "refresh_epochs": 3}
 Point = dict[str, Any]
 
 
-def resident() -> dict[str, float | None]:
-    """Return resident memory in MiB: ``now``, its ``peak``, and what is the process's ``own``; None if not known."""
-    if STATUS.exists():
-        lines = (line.split() for line in STATUS.read_text(encoding="utf-8").splitlines())
-        sizes = {line[0]: int(line[1]) / 1024 for line in lines if line[0].startswith(("VmRSS", "VmHWM", "RssAnon"))}
-        return {"now": sizes.get("VmRSS:"), "peak": sizes.get("VmHWM:"), "own": sizes.get("RssAnon:")}
-    try:
-        import resource
-    except ImportError:  # Windows
-        return {"now": None, "peak": None, "own": None}
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (MIB if sys.platform == "darwin" else 1024)
-    return {"now": peak, "peak": peak, "own": None}
+def memory() -> dict[str, float]:
+    """Return resident memory in MiB and, on Linux, what of it is the process's own."""
+    info = psutil.Process().memory_info()
+    own = {"own": (info.rss - info.shared) / MIB} if hasattr(info, "shared") else {}
+    return {"resident": info.rss / MIB, **own}
 
 
 @contextlib.contextmanager
 def measured(found: Point) -> Iterator[None]:
-    """Put into `found` the time in seconds and the memory in MiB that the block takes."""
-    with contextlib.suppress(OSError):  # the peak so far is of no interest
-        Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")
-    before = resident()
-    own_peak, done = [before["own"] or 0.0], threading.Event()
+    """Put into `found` the time in seconds and the memory in MiB that the block takes at its peak."""
+    before = memory()
+    peak, done = dict(before), threading.Event()
+
+    def note() -> None:
+        for name, value in memory().items():
+            peak[name] = max(peak[name], value)
 
     def watch() -> None:
         while not done.wait(0.005):
-            own_peak[0] = max(own_peak[0], resident()["own"] or 0.0)
+            note()
 
-    watcher = threading.Thread(target=watch, daemon=True)
-    if before["own"] is not None:
-        watcher.start()
+    threading.Thread(target=watch, daemon=True).start()
     wall, cpu = time.perf_counter(), time.process_time()
     try:
         yield
     finally:
         found["cpu"], found["wall"] = time.process_time() - cpu, time.perf_counter() - wall
         done.set()
-        after = resident()
-        found["resident_before"], found["resident_peak"] = before["now"], after["peak"]
-        known = before["now"] is not None and after["peak"] is not None
-        found["resident"] = after["peak"] - before["now"] if known else None  # type: ignore[operator]
-        found["own"] = None if before["own"] is None else own_peak[0] - before["own"]
+        note()
+        found |= {"own": None, **{name: peak[name] - before[name] for name in before}}
 
 
 def simulated(n_cells: int, side: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
@@ -76,105 +68,80 @@ def estimator(point: Point, **parameters: Any) -> Any:
     """Return the transformer of a point."""
     from skbegan import BeGANTransformer
 
-    return BeGANTransformer(
-        base_width=point["base_width"], n_features=point["n_features"], device="cpu", random_state=0, **parameters
-    )
+    sizes = {name: point[name] for name in ("base_width", "n_features")}
+    return BeGANTransformer(**sizes, device="cpu", random_state=0, **parameters)
 
 
-def timed(function: Callable[..., Any], into: dict[str, float], name: str) -> Callable[..., Any]:
-    """Return a function that does the same and adds its processor time to ``into[name]``."""
+def training_bytes(point: Point) -> dict[str, int]:
+    """Return what each network of stage 2 takes: weights, gradients, two moments of Adam, and buffers."""
+    import torch
+    from speed.steps import Steps
 
-    def call(*args: Any, **kwargs: Any) -> Any:
-        start = time.process_time()
-        try:
-            return function(*args, **kwargs)
-        finally:
-            into[name] = into.get(name, 0.0) + time.process_time() - start
-
-    return call
-
-
-def training_bytes(stage: Any) -> dict[str, int]:
-    """Return what each network of a stage takes: weights, gradients, two moments of Adam, and buffers."""
+    sizes = {**{name: point[name] for name in ("side", "base_width", "n_features")}, "minibatch_size": 64}
+    plan, _ = Steps(sizes, torch.device("cpu"), n_classes=N_TYPES).plan("default stage 2", torch.float32)
     found = {}
-    for name, network in stage.networks.items():
+    for name, network in plan.networks.items():
         weights = sum(weight.numel() * weight.element_size() for weight in network.parameters())
         found[name] = 4 * weights + sum(buffer.numel() * buffer.element_size() for buffer in network.buffers())
     return found
 
 
 def measure_fit(point: Point) -> Point:
-    """Measure one fit, in parts."""
-    from skbegan import fitting, validation
-    from skbegan.core import inference, recipe  # noqa: F401  imported before memory is looked at
+    """Measure one fit; its parts are read off the ends of epochs.
+
+    What is due once before stage 2 is what passes between the stages and is no epoch. The statistics are timed by
+    themselves afterwards; what follows stage 2 without them is stage 3.
+    """
+    from skbegan import OnlineRemoval, fit  # noqa: F401  loaded before memory is read
 
     data = simulated(point["cells"], point["side"])
-    ends: dict[str, list[float]] = {}
-    parts: dict[str, float] = {}
-    networks: dict[str, int] = {}
-
-    def after_epoch(info: Any) -> None:
-        ends.setdefault(info.stage, []).append(time.process_time())
-
-    def train(stage: Any, *args: Any, **kwargs: Any) -> Any:
-        outcome = original(stage, *args, **kwargs)
-        networks.clear()
-        networks.update(training_bytes(stage))
-        return outcome
-
-    original, recipe.train = recipe.train, train
-    validation.check_fit_input = timed(validation.check_fit_input, parts, "checks")
-    fitting._arrays = timed(fitting._arrays, parts, "checks")
-    for name in ("pretrain", "remove_batch", "calibrate", "finish"):
-        setattr(recipe, name, timed(getattr(recipe, name), parts, name))
-    parameters = {name: point[name] for name in EPOCHS}
-    if "warmup_epochs" in point:
-        parameters["warmup_epochs"] = point["warmup_epochs"]
-    model = estimator(point, callback=after_epoch, **parameters)
+    ends: dict[str, list[float]] = {"pretraining": [], "batch_removal": []}
+    model = estimator(
+        point,
+        **{name: point[name] for name in ("pretrain_epochs", "removal_epochs", "refresh_epochs")},
+        removal=OnlineRemoval(warmup_epochs=point.get("warmup_epochs", OnlineRemoval().warmup_epochs)),
+        callback=lambda info: ends[info.stage].append(time.process_time()),
+    )
     found: Point = {}
+    start = time.process_time()
     with measured(found):
         model.fit(*data)
-    found["data"] = (data[0].nbytes + data[1].nbytes) / MIB
-    found["networks"] = {name: size / MIB for name, size in networks.items()}
-    found["parts"] = {"checks": parts["checks"], "statistics": parts["calibrate"], "closing fits": parts["finish"]}
-    for stage, name, label in (
-        ("pretraining", "pretrain", "stage 1"),
-        ("batch_removal", "remove_batch", "stage 2"),
-    ):
-        if len(ends.get(stage, ())) > 1:  # the first epoch is left out: what is due once comes before it
+    end = time.process_time()
+    model.recalibrate(data[0])
+    statistics = time.process_time() - end
+    last = ends["batch_removal"][-1]
+    parts = {"statistics": statistics, "stage 3": max(0.0, end - last - statistics)}
+    for stage, label, began in (("pretraining", "stage 1", start), ("batch_removal", "stage 2", None)):
+        if len(ends[stage]) > 1:
             epoch = (ends[stage][-1] - ends[stage][0]) / (len(ends[stage]) - 1)
-            found["parts"][f"{label}, epoch"] = epoch
-            found["parts"][f"{label}, once"] = max(0.0, parts[name] - len(ends[stage]) * epoch)
-    return found
+            began = ends["pretraining"][-1] if began is None else began
+            parts |= {f"{label}, epoch": epoch, f"{label}, once": max(0.0, ends[stage][0] - began - epoch)}
+    networks = {name: size / MIB for name, size in training_bytes(point).items()}
+    return {**found, "data": (data[0].nbytes + data[1].nbytes) / MIB, "networks": networks, "parts": parts}
 
 
 def write_cells(point: Point) -> Point:
     """Write brightfields to a file that can be mapped, in chunks."""
     bf = simulated(N_SIMULATED, point["side"])[0]
-    shape = (point["cells"], *bf.shape[1:])
-    with Path(point["file"]).open("wb") as file:
-        header = {"descr": np.lib.format.dtype_to_descr(bf.dtype), "fortran_order": False, "shape": shape}
-        np.lib.format.write_array_header_1_0(file, header)
-        for start in range(0, point["cells"], len(bf)):
-            file.write(bf[: point["cells"] - start].tobytes())
+    file = np.lib.format.open_memmap(point["file"], "w+", bf.dtype, (point["cells"], *bf.shape[1:]))
+    for start in range(0, point["cells"], len(bf)):
+        file[start : start + len(bf)] = bf[: point["cells"] - start]
     return {}
 
 
 def write_model(point: Point) -> Point:
     """Write a model: after one epoch of stage 2, or untrained if its networks are wide."""
-    from skbegan import save
+    from skbegan import OnlineRemoval, save
 
-    data = simulated(64, point["side"])
-    trained = point["base_width"] < 32
-    model = estimator(point, pretrain_epochs=0, removal_epochs=int(trained), warmup_epochs=0, minibatch_size=16)
-    save(model.fit(*data), point["model"])
+    short = {"pretrain_epochs": 0, "removal_epochs": int(point["base_width"] < 32), "minibatch_size": 16}
+    model = estimator(point, **short, removal=OnlineRemoval(warmup_epochs=0))
+    save(model.fit(*simulated(64, point["side"])), point["model"])
     return {}
 
 
 def measure_inference(point: Point) -> Point:
     """Measure transform or predict_image of a memory map."""
     from skbegan import load
-    from skbegan.core import inference, recipe  # noqa: F401  imported before memory is looked at
 
     model = load(point["model"])
     images = np.load(point["file"], mmap_mode="r")[: point["cells"]]
@@ -186,9 +153,9 @@ def measure_inference(point: Point) -> Point:
 
 
 def measure_metric(point: Point) -> Point:
-    """Measure one audit of features, or of images, in which types and batches can be told, not without error."""
+    """Measure one audit of features, or of images, from which types and batches can be read, not without error."""
     from skbegan import metrics
-    from skbegan.metrics import auditing  # noqa: F401  imported before memory is looked at
+    from skbegan.metrics import auditing  # noqa: F401  loaded before memory is read
 
     rng = np.random.default_rng(0)
     n, name = point["cells"], point["metric"]
@@ -197,15 +164,16 @@ def measure_metric(point: Point) -> Point:
     features = rng.normal(size=(n, size)).astype(np.float32)
     features += (0.3 * rng.normal(size=(N_TYPES, size))[cell_type]).astype(np.float32)
     features += (0.15 * rng.normal(size=(N_BATCHES, size))[batch]).astype(np.float32)
-    images = features.reshape(n, 32, 32) if name.startswith("image") else features
+    labels = (batch, cell_type)
     runs: dict[str, Callable[[], Any]] = {
-        **{probe: lambda: metrics.batch_leakage(features, batch, cell_type, probe=name) for probe in ("linear", "mlp")},
-        "knn": lambda: metrics.batch_leakage(features, batch, cell_type, probe="knn"),
-        "cross_batch": lambda: metrics.cross_batch_accuracy(features, batch, cell_type),
+        "linear": lambda: metrics.batch_leakage(features, *labels, probe="linear"),
+        "mlp": lambda: metrics.batch_leakage(features, *labels, probe="mlp"),
+        "knn": lambda: metrics.batch_leakage(features, *labels, probe="knn"),
+        "cross_batch": lambda: metrics.cross_batch_accuracy(features, *labels),
         "cell_type": lambda: metrics.cell_type_accuracy(features, cell_type),
-        "image": lambda: metrics.image_leakage(images, batch, cell_type),
-        "image_knn": lambda: metrics.image_leakage(images, batch, cell_type, probe="knn"),
-        "integration": lambda: metrics.integration_scores(features, batch, cell_type).ilisi.score,
+        "image": lambda: metrics.image_leakage(features.reshape(n, 32, 32), *labels),
+        "image_knn": lambda: metrics.image_leakage(features.reshape(n, 32, 32), *labels, probe="knn"),
+        "integration": lambda: metrics.integration_scores(features, *labels).ilisi.score,
     }
     found: Point = {}
     with measured(found):
@@ -220,3 +188,7 @@ KINDS = {
     "inference": measure_inference,
     "metric": measure_metric,
 }
+
+if __name__ == "__main__":
+    given = json.loads(sys.argv[1])
+    print(json.dumps(KINDS[given["kind"]](given)))
