@@ -285,7 +285,7 @@ def test_truth_of_a_tree_is_matched_by_group(bench: Any, tmp_path: Path) -> None
     data.check()
     train, audit = data.cells(0)
     assert (len(train), len(audit)) == (84, 48)
-    for cells in (train, audit):  # each truth looks like its own measured image, more than like any other
+    for cells in (train, audit):  # each truth resembles its own measured image more than any other
         likeness = np.corrcoef(*(images.reshape(len(cells), -1) for images in (cells.qpi, cells.truth)))
         own = likeness[: len(cells), len(cells) :]
         assert np.mean(np.argmax(own, axis=1) == np.arange(len(cells))) > 0.6

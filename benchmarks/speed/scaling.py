@@ -264,14 +264,15 @@ def draw(results: dict[str, Any], path: Path) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
-    kinds = {point["kind"] for point in results["points"]}
-    panels: list[Any] = [draw_fit] if timed_fits(results) else []
-    panels += [draw_inference, draw_memory] if "inference" in kinds else []
-    panels += [draw_metrics] if "metric" in kinds else []
-    figure, axes = plt.subplots(len(panels), 1, figsize=(8, 4.2 * len(panels)), layout="constrained", squeeze=False)
-    for panel, axis in zip(panels, axes.ravel(), strict=True):
-        axis.set(xscale="log", yscale="log", xlabel="cells")
-        panel(results, axis)
+    found = [panel for panel in panels(results) if panel[2]]
+    shape = -(-len(found) // 2), min(len(found), 2)
+    figure, axes = plt.subplots(*shape, figsize=(7.5 * shape[1], 4.4 * shape[0]), layout="constrained", squeeze=False)
+    for axis in axes.ravel()[len(found) :]:
+        axis.remove()
+    for (title, unit, lines), axis in zip(found, axes.ravel(), strict=False):
+        for label, points, values, style in lines:
+            axis.plot([point["cells"] for point in points], values, style, label=label)
+        axis.set(xscale="log", yscale="log", xlabel="cells", ylabel=unit, title=title)
         axis.grid(alpha=0.25)
         axis.spines[["top", "right"]].set_visible(False)
         axis.legend(frameon=False, fontsize=9, loc="center left", bbox_to_anchor=(1.0, 0.5))
@@ -279,48 +280,36 @@ def draw(results: dict[str, Any], path: Path) -> None:
     plt.close(figure)
 
 
-def line(axis: Any, points: list[Point], values: list[float], style: str, **how: Any) -> None:
-    axis.plot([point["cells"] for point in points], values, style, **how)
-
-
-def draw_fit(results: dict[str, Any], axis: Any) -> None:
-    points = timed_fits(results)
-    for name in FIT_PARTS:
-        each = [1e3 * point["parts"][name] / point["cells"] for point in points]
-        line(axis, points, each, "o-" if name.endswith("epoch") else "s--", label=name)
-    axis.set(ylabel="processor ms per cell", title="fit: epochs (solid) and what is due once (dashed)")
-
-
-def draw_inference(results: dict[str, Any], axis: Any) -> None:
+def panels(results: dict[str, Any]) -> list[tuple[str, str, list[tuple[str, list[Point], list[float], str]]]]:
+    """Return title, unit and lines (label, points, values, style) of each panel; without lines it is not drawn."""
+    fit, memory, inference, metric = [], [], [], []
+    fits, every = timed_fits(results), pick(results, kind="fit")
+    for part in FIT_PARTS if fits else ():
+        each = [1e3 * point["parts"][part] / point["cells"] for point in fits]
+        fit.append((part, fits, each, "o-" if part.endswith("epoch") else "s--"))
+    if every:
+        memory.append(("fit, with its data", every, [p["data"] + added(p) for p in every], "o-"))
+        memory.append(("data, networks, optimizers", every, [counted(p) for p in every], ":"))
     for method in ("transform", "predict_image"):
-        points = main_inference(results, method)
-        line(axis, points, [1e3 * point["cpu"] / point["cells"] for point in points], "o-", label=method)
-    axis.set(ylabel="processor ms per cell", title="inference of a memory map")
-
-
-def draw_metrics(results: dict[str, Any], axis: Any) -> None:
+        if points := main_inference(results, method):
+            inference.append((method, points, [1e3 * p["cpu"] / p["cells"] for p in points], "o-"))
+            memory.append((method, points, [added(p) for p in points], "o-"))
+            memory.append((f"{method}: output", points, [p["output"] for p in points], ":"))
     for name, title in METRICS.items():
-        points = pick(results, kind="metric", metric=name)
-        line(axis, points, [point["cpu"] for point in points], "o-", ms=4, label=title)
-    points = pick(results, kind="metric")
-    sizes = np.array(sorted({point["cells"] for point in points}), dtype=float)
-    lowest = min(point["cpu"] for point in points)
-    for power, style, text in ((1, ":", "in proportion to the cells"), (2, "-.", "to their square")):
-        axis.plot(sizes, 0.5 * lowest * (sizes / sizes[0]) ** power, style, color="0.5", lw=1, label=text)
-    axis.set(ylabel="processor seconds", title="metrics")
-
-
-def draw_memory(results: dict[str, Any], axis: Any) -> None:
-    if fits := pick(results, kind="fit"):
-        line(axis, fits, [p["data"] + added(p) for p in fits], "o-", color="C0", label="fit, with its data")
-        line(axis, fits, [counted(p) for p in fits], ":", color="C0", label="data, networks, optimizers")
-    for color, method in (("C1", "transform"), ("C2", "predict_image")):
-        points = main_inference(results, method)
-        line(axis, points, [added(p) for p in points], "o-", color=color, label=method)
-        if method == "predict_image":
-            line(axis, points, [p["output"] for p in points], ":", color=color, label="the images it returns")
-    axis.axhline(INFERENCE_MEMORY, color="0.5", lw=1, ls="--", label="1 GiB")
-    axis.set(ylabel="MiB", title=f"memory that a call takes, side {results['settings']['side']}")
+        if points := pick(results, kind="metric", metric=name):
+            metric.append((title, points, [p["cpu"] for p in points], "o-"))
+    if metric:  # guides for the eye, from the fastest metric on
+        _, points, values, _ = min(metric, key=lambda line: line[2][0])
+        for power, text, style in ((1, "in proportion to the cells", "k:"), (2, "to their square", "k-.")):
+            growth = [0.5 * values[0] * (p["cells"] / points[0]["cells"]) ** power for p in points]
+            metric.append((text, points, growth, style))
+    per_cell = "processor ms per cell"
+    return [
+        ("fit: epochs (solid) and what is due once (dashed)", per_cell, fit),
+        ("inference of a memory map", per_cell, inference),
+        (f"memory that a call takes, side {results['settings']['side']}", "MiB", memory),
+        ("metrics", "processor seconds", metric),
+    ]
 
 
 # The command ----------------------------------------------------------------------------------------------------------
