@@ -1,8 +1,8 @@
-"""What a laboratory would use instead: the rivals of `batch_removal.py`, on features and on images.
+"""What a laboratory would use instead: rivals, on features and on images.
 
 A feature rival is a function of the training cells (features, batch, cell type) and of the new cells (features and
 batch). No rival is ever given the types of the new cells: ComBat with the cell type as covariate of the cells that are
-scored "reads" the type with 0.99 accuracy because it was told. What a rival needs of the new cells is in `RIVALS`, and
+scored "reads" the type with 0.99 accuracy, because it got it. What a rival needs of the new cells is in `RIVALS`, and
 in the table. The libraries are the extra ``benchmarks``; they are imported where they are used.
 """
 
@@ -42,7 +42,7 @@ class Rival:
     function : callable
         ``(train, train_batch, train_type, new, new_batch, seed) -> (train, new)``, features corrected.
     given : str
-        What it is told of the new cells besides their features.
+        What it is given of the new cells besides their features.
     package : str or None
         The library that it needs, by import name.
     """
@@ -78,7 +78,7 @@ def load_library(package: str) -> Any:
     return module
 
 
-# Features ---------------------------------------------------------------------------------------------------------
+# Features -------------------------------------------------------------------------------------------------------------
 
 
 def standardise(train: Array, new: Array) -> Pair:
@@ -101,18 +101,14 @@ def combat(train: Array, train_batch: Array, train_type: Array, new: Array, new_
     """
     combatlearn, pandas = load_library("combatlearn"), load_library("pandas")
     train, new = standardise(train, new)
-    cells = pandas.DataFrame(np.concatenate([train, new]))  # its index tells a cell's batch
+    cells = pandas.DataFrame(np.concatenate([train, new]))  # its index gives a cell's batch
     model = combatlearn.ComBat(batch=pandas.Series(np.concatenate([train_batch, new_batch])))
     corrected = model.fit(cells.iloc[: len(train)]).transform(cells).to_numpy()
     return corrected[: len(train)], corrected[len(train) :]
 
 
 def combat_types(train: Array, train_batch: Array, train_type: Array, new: Array, new_batch: Array, seed: int) -> Pair:
-    """ComBat that knows the types of the training cells, so that their mix is not taken for a batch effect.
-
-    Only the location is corrected (``mean_only``): that correction is the same for all cells of a batch, whatever their
-    type, so it carries over to new cells whose type nobody knows. The scale would need the type of each new cell.
-    """
+    """ComBat that knows the types of the training cells; only the location, which does not need those of new cells."""
     combatlearn = load_library("combatlearn")
     train, new = standardise(train, new)
     model = combatlearn.ComBat(batch=train_batch, discrete_covariates=train_type, method="fortin", mean_only=True)
@@ -124,10 +120,7 @@ def combat_types(train: Array, train_batch: Array, train_type: Array, new: Array
 def harmony(train: Array, train_batch: Array, train_type: Array, new: Array, new_batch: Array, seed: int) -> Pair:
     """Harmony (Korsunsky et al., Nat. Methods 16, 1289 (2019)): soft clusters, in each of which batches are mixed.
 
-    It has no transform for new cells, so it gets all cells at once: it has seen the new cells when the probes score
-    them. On principal components, as its authors use it. Diversity penalty and cluster width are the ones, of their
-    defaults and larger values, with the best `batch_removal_score` among the training cells: batches that lie far
-    apart stay apart with the defaults.
+    On principal components, as its authors use it, and on all cells at once, for it has no transform for new cells.
     """
     harmonypy, pandas = load_library("harmonypy"), load_library("pandas")
     cells = np.concatenate(standardise(train, new))
@@ -157,9 +150,7 @@ def _best(tried: list[Pair], train_batch: Array, train_type: Array, seed: int) -
 def sphering(train: Array, train_batch: Array, train_type: Array, new: Array, new_batch: Array, seed: int) -> Pair:
     """Sphering, the "typical variation normalisation" of Ando et al., bioRxiv 161422 (2017).
 
-    Directions in which cells of one kind vary are shrunk to unit variance. The field learns them from a control that is
-    on every plate; here every cell type serves as a control: the covariance is that of the training cells around the
-    mean of their type. The regularisation is the one with the best `batch_removal_score` among the training cells.
+    Directions in which training cells vary around the mean of their type are shrunk to unit variance.
     """
     train, new = standardise(train, new)
     types = one_hot(train_type)
@@ -174,19 +165,12 @@ def sphering(train: Array, train_batch: Array, train_type: Array, new: Array, ne
 
 
 def leace(train: Array, train_batch: Array, train_type: Array, new: Array, new_batch: Array, seed: int) -> Pair:
-    """LEACE (Belrose et al., NeurIPS 2023): the least change after which no linear probe reads the batch.
-
-    Fitted on the training cells; needs neither batch nor type of new ones. Batch and type are tied where not every type
-    is in every batch, and what is erased then is also a part of the type.
-    """
+    """LEACE (Belrose et al., NeurIPS 2023): the least change after which no linear probe reads the batch."""
     return _erase(train, one_hot(train_batch), new)
 
 
 def leace_types(train: Array, train_batch: Array, train_type: Array, new: Array, new_batch: Array, seed: int) -> Pair:
-    """LEACE within the cell types: no linear probe reads the batch among the training cells of any type.
-
-    The concept to erase is the batch less what the type says of it, one column for each batch of each type.
-    """
+    """LEACE of the batch less what the type says of it, one column for each batch of each type."""
     types, batches = one_hot(train_type), one_hot(train_batch)
     share = types.T @ batches / types.sum(axis=0)[:, None]  # p(batch given type)
     concept = [types[:, [k]] * (batches - share[k]) for k in range(types.shape[1])]
@@ -211,7 +195,7 @@ RIVALS = {
 }
 
 
-# Images -----------------------------------------------------------------------------------------------------------
+# Images ---------------------------------------------------------------------------------------------------------------
 
 
 def principal_components(train: Array, new: Array, seed: int = 0) -> Pair:

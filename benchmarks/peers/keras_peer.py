@@ -1,4 +1,4 @@
-"""The original's procedure in Keras, as a process that times what it is told to: ``python keras_peer.py SIZES``.
+"""The original's procedure in Keras, as a process that times what it is asked for: ``python keras_peer.py SIZES``.
 
 Written from the published description of networks and steps, to be measured against; nothing else uses it, and it needs
 TensorFlow alone. Each line on standard input names something to do; the answer, on standard output, is a line of JSON
