@@ -50,7 +50,10 @@ def what_reads_it(value: Any, name: str) -> str | None:
     if data is not None and isinstance(value, data.Dataset | data.DataLoader):
         if isinstance(value, data.DataLoader):
             return f"a torch DataLoader; stack its images: np.concatenate([images for images, *_ in {name}])"
-        return f"a torch Dataset ({kind}); stack its images: np.stack([np.asarray(image) for image, *_ in {name}])"
+        if isinstance(value, data.IterableDataset):
+            return f"a torch IterableDataset ({kind}); stack its images: np.stack([image for image, *_ in {name}])"
+        # By number: most data sets do not say where they end, and iterating over them would not.
+        return f"a torch Dataset ({kind}); stack its images: np.stack([{name}[i][0] for i in range(len({name}))])"
     if isinstance(value, np.lib.npyio.NpzFile):
         arrays = listed(value.files)
         first = value.files[0] if value.files else "name"
