@@ -1,4 +1,4 @@
-"""Damaged .mat and Keras files: refused with one message, or read right. Thousands of them: tests/slow/fuzz_readers.py."""
+"""Damaged .mat and Keras files: refused with one message, or read right. Many more: tests/slow/fuzz_readers.py."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """Damage files at random and read them: ``python tests/slow/fuzz_readers.py 10000 ["MATLAB v7.3" ...]``.
 
 Each kind is read in processes of their own, so that a crash or a hang is counted and the next one goes on. Prints one
-row of a table per kind and exits with 1 if anything crashed, hung, took much memory, raised anything but the readers' own
-ValueError, or was silently wrong. The number of a damaged file is its seed, and makes it again.
+row of a table per kind and exits with 1 if anything crashed, hung, took much memory, raised anything but the readers'
+own ValueError, or was silently wrong. The number of a damaged file is its seed, and makes it again.
 """
 
 from __future__ import annotations
