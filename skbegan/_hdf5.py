@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import mmap
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,8 +33,8 @@ __all__ = [
 EXPANSION = 10.0  # content in memory may be so many times as large as its file ...
 FREE_BYTES = 256 * 2**20  # ... once it is larger than this
 _MAX_ATTRIBUTE_BYTES = 16 * 2**20
-_MIN_CHUNK_BYTES = 256  # smaller chunks, if there are many, take seconds per megabyte
-_MANY_CHUNKS = 10_000
+_MIN_CHUNK_BYTES = 512  # smaller chunks, if there are many, take seconds per megabyte
+_MANY_CHUNKS = 2_000
 _FILTERS = {1: "deflate", 2: "shuffle", 3: "fletcher32"}  # others may load plug-ins; MATLAB and Keras write none
 
 
@@ -108,7 +109,7 @@ def attribute(node: h5py.Group | h5py.Dataset, name: str) -> Any:
     Raises
     ------
     RefusedError
-        If it takes more than 16 MB, or might take more than 256 MB because many texts share one of any length.
+        If it declares more than 16 MB, or is of a kind that is not read.
     """
     import h5py
 
@@ -117,29 +118,63 @@ def attribute(node: h5py.Group | h5py.Dataset, name: str) -> Any:
     header = h5py.h5a.open(node.id, name.encode())
     kind = header.get_type()
     entries = header.get_space().get_simple_extent_npoints()
-    of_any_length = isinstance(kind, h5py.h5t.TypeVlenID) or (
-        isinstance(kind, h5py.h5t.TypeStringID) and kind.is_variable_str()
-    )
-    longest = _longest_text(Path(node.file.filename)) if of_any_length and entries else kind.get_size()
-    limit = _MAX_ATTRIBUTE_BYTES if entries == 1 else FREE_BYTES
-    if entries * max(longest, kind.get_size()) > limit:
-        raise RefusedError(f"the attribute {name!r} of {node.name!r} may take more than {limit // 2**20} MB")
+    n_bytes = entries * kind.get_size()
+    if isinstance(kind, h5py.h5t.TypeVlenID):
+        raise RefusedError(f"the attribute {name!r} of {node.name!r} is of a kind that neither MATLAB nor Keras writes")
+    if isinstance(kind, h5py.h5t.TypeStringID) and kind.is_variable_str() and n_bytes <= _MAX_ATTRIBUTE_BYTES:
+        n_bytes = _declared_by_texts(node.file, name, entries)
+    if n_bytes > _MAX_ATTRIBUTE_BYTES:
+        raise RefusedError(f"the attribute {name!r} of {node.name!r} declares {n_bytes} bytes, too many for one")
     return node.attrs[name]
 
 
-def _longest_text(path: Path) -> int:
-    """Return a number of bytes that no text of any length in a file exceeds.
+def _declared_by_texts(file: h5py.File, name: str, entries: int) -> int:
+    """Return the most bytes that texts of any length in an attribute of this name and number of entries declare.
 
-    Such texts lie in collections that begin with GCOL and their size, and many entries may share one text, so that the
-    size of the file says nothing about that of an attribute.
+    HDF5 takes memory for the length that each declares before it looks at what is stored, and many may share one text.
+    h5py does not tell these lengths, so the attribute is looked for in the file itself, as HDF5's File Format
+    Specification 3.0 lays it out (IV.A.2.m, the attribute message).
     """
-    longest = 0
+    path = Path(file.filename)
+    status = path.stat()
+    found = _texts_declared(path, name.encode(), status.st_size, status.st_mtime_ns)
+    if entries not in found:
+        raise RefusedError(f"the attribute {name!r} is damaged")
+    return found[entries]
+
+
+@lru_cache(maxsize=32)  # attributes of one name belong to many layers or variables
+def _texts_declared(path: Path, name: bytes, n_bytes: int, changed: int) -> dict[int, int]:
+    """Number of entries -> most bytes declared, of all attributes of a name in a file."""
+    found: dict[int, int] = {}
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-        position = content.find(b"GCOL")
-        while position >= 0:
-            longest = max(longest, int.from_bytes(content[position + 8 : position + 16], "little"))
-            position = content.find(b"GCOL", position + 4)
-    return longest
+        at = content.find(name + b"\0")
+        while at >= 0:
+            for start, version in ((at - 8, 1), (at - 8, 2), (at - 9, 3)):
+                if start >= 0 and content[start] == version:
+                    lengths = _lengths_of_texts(content, start, version)
+                    if lengths is not None:
+                        found[len(lengths)] = max(found.get(len(lengths), 0), sum(lengths))
+            at = content.find(name + b"\0", at + 1)
+    return found
+
+
+def _lengths_of_texts(content: mmap.mmap, start: int, version: int) -> list[int] | None:
+    """Lengths that the texts of an attribute message declare; None if there is no such message."""
+    sizes = [int.from_bytes(content[start + offset : start + offset + 2], "little") for offset in (2, 4, 6)]
+    name_size, type_size, space_size = [-(-size // 8) * 8 for size in sizes] if version == 1 else sizes
+    space = start + (9 if version == 3 else 8) + name_size + type_size
+    rank = content[space + 1] if space + 4 <= len(content) else 255
+    if rank > 4 or content[space] not in (1, 2):
+        return None
+    dimensions = space + (8 if content[space] == 1 else 4)
+    shape = [
+        int.from_bytes(content[dimensions + 8 * axis : dimensions + 8 * axis + 8], "little") for axis in range(rank)
+    ]
+    data, entries = space + space_size, math.prod(shape)
+    if data + 16 * entries > len(content):  # each text: its length, the address of its collection, its number there
+        return None
+    return [int.from_bytes(content[data + 16 * entry : data + 16 * entry + 4], "little") for entry in range(entries)]
 
 
 def check_dataset(data: h5py.Dataset, n_bytes: int, expansion: float = EXPANSION) -> None:

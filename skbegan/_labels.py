@@ -51,10 +51,9 @@ def as_labels(labels: Any, name: str) -> np.ndarray:
             f"{name} must hold strings, numbers or dates, got {_kind(array, labels)}; convert them: "
             f"np.asarray({name}).astype(str)"
         )
-    # A missing date is not finite either.
+    # Infinity is no label either, and a missing date is not finite.
     if array.dtype.kind in "fM" and not np.isfinite(array).all():
-        infinite = array.dtype.kind == "f" and not np.isnan(array).any()
-        raise _missing(name, ~np.isfinite(array), "an infinite" if infinite else "a missing")
+        raise _missing(name, ~np.isfinite(array))
     return array
 
 
@@ -67,8 +66,8 @@ def _objects(labels: Sequence[Any]) -> np.ndarray:
         return array
 
 
-def _missing(name: str, where: np.ndarray, what: str = "a missing") -> ValueError:
-    return ValueError(f"{name} has {what} label, first at cell {np.flatnonzero(where.ravel())[0]}")
+def _missing(name: str, where: np.ndarray) -> ValueError:
+    return ValueError(f"{name} has a missing label, first at cell {np.flatnonzero(where.ravel())[0]}")
 
 
 def _kind(array: np.ndarray, labels: Any) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import shutil
 import struct
 import tracemalloc
@@ -240,7 +241,7 @@ def rare_filter(file: h5py.File) -> None:
         (bomb, "would take .* MB of memory"),
         (large_piece_of_few_cells, "would take .* MB of memory"),
         (emptiness, "marked as empty but holds 400000000 numbers"),
-        (long_class, "'MATLAB_class' of '/BF' may take more than 16 MB"),
+        (long_class, "'MATLAB_class' of '/BF' declares 17825792 bytes"),
         (rare_filter, "HDF5 filter 32000"),
     ],
 )
@@ -306,7 +307,7 @@ def test_keras_with_attributes_of_megabytes(tmp_path):
             root.attrs["layer_names"] = np.array([b"dense"])
             root.create_group("dense").attrs["weight_names"] = np.empty(0, "S1")
             (file if name == "model_config" else root).attrs[name] = np.bytes_(b"[" * (17 * 2**20))
-        keras_refused(tmp_path / "model.h5", f"'{name}' of '/.*' may take more than 16 MB")
+        keras_refused(tmp_path / "model.h5", f"'{name}' of '/.*' declares 17825792 bytes")
 
 
 def test_keras_with_deeply_nested_text(tmp_path):
@@ -316,12 +317,38 @@ def test_keras_with_deeply_nested_text(tmp_path):
     keras_refused(tmp_path / "model.h5", "cannot be read as a legacy Keras HDF5 file")
 
 
-def test_keras_with_texts_that_may_be_shared(tmp_path):
-    """Entries of any length may all be one text of megabytes."""
+def test_keras_with_texts_that_share_one(tmp_path):
+    """A hundred names that all are one text of megabytes."""
     with h5py.File(tmp_path / "model.h5", "w") as file:
-        file["long"] = "x" * (3 * 2**20)
+        file.attrs["note"] = "x" * (3 * 2**20)
         file.create_group("model_weights").attrs["layer_names"] = ["dense"] * 100
-    keras_refused(tmp_path / "model.h5", "'layer_names' of '/model_weights' may take more than 256 MB")
+    content = (tmp_path / "model.h5").read_bytes()
+    long = re.search((3 * 2**20).to_bytes(4, "little") + b"(........)....", content, re.DOTALL)
+    short = set(re.findall((5).to_bytes(4, "little") + long.group(1) + b"....", content, re.DOTALL))
+    if not short:  # the names are in a collection of their own
+        names = content.find(b"dense\0")
+        address = content.rfind(b"GCOL", 0, names).to_bytes(8, "little")
+        short = set(re.findall((5).to_bytes(4, "little") + re.escape(address) + b"....", content, re.DOTALL))
+    assert len(short) == 100
+    for reference in short:
+        content = content.replace(reference, long.group(0))
+    (tmp_path / "model.h5").write_bytes(content)
+    keras_refused(tmp_path / "model.h5", "'layer_names' of '/model_weights' declares 314572800 bytes")
+
+
+@pytest.mark.parametrize("length", [2**31 - 1, 2**32 - 1])
+def test_keras_with_a_text_that_declares_gigabytes(tmp_path, length):
+    """HDF5 takes memory for the length in the attribute, whatever is stored."""
+    with h5py.File(tmp_path / "model.h5", "w") as file:
+        file.create_group("model_weights").attrs["layer_names"] = np.array([b"a"])
+        file["model_weights"].create_group("a").attrs["weight_names"] = np.empty(0, "S1")
+        file.attrs["model_config"] = "x" * 7919
+    content = (tmp_path / "model.h5").read_bytes()
+    address = content.find(b"GCOL").to_bytes(8, "little")
+    stored = (7919).to_bytes(4, "little") + address
+    assert content.count(stored) == 1
+    (tmp_path / "model.h5").write_bytes(content.replace(stored, length.to_bytes(4, "little") + address))
+    keras_refused(tmp_path / "model.h5", f"'model_config' of '/' declares {length} bytes")
 
 
 def test_keras_with_one_layer_listed_often(tmp_path):

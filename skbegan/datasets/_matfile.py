@@ -19,7 +19,7 @@ _NUMERIC_CLASSES = {"double", "single", "logical"} | {
     f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)
 }
 _PART_BYTES = 64 * 2**20  # HDF5 is read in parts of about this size
-_MAX_SEARCHED = 1000  # variables of a file that are looked at in search of the only images
+_MAX_SEARCHED = 300  # variables of a file that are looked at in search of the only images
 _MAX_AXES = 32
 
 

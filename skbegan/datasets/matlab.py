@@ -2,7 +2,7 @@
 
 Reads trees such as ``ROOT/Batch1/H69/Train/H69_BF.mat`` + ``H69_QPI.mat`` (cell lines) and
 ``ROOT/Docetaxel/B1/D3/Train/D3_BF.mat`` + ``D3_QPI.mat`` (drugs), and writes predictions into the same kind of tree.
-Slow libraries (torch, h5py, mat73, scipy.io) are imported by the functions that need them.
+Slow libraries (torch, h5py, scipy.io) are imported by the functions that need them.
 """
 
 import math
