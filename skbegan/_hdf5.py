@@ -33,6 +33,7 @@ __all__ = [
 EXPANSION = 10.0  # content in memory may be so many times as large as its file ...
 FREE_BYTES = 256 * 2**20  # ... once it is larger than this
 _MAX_ATTRIBUTE_BYTES = 16 * 2**20
+_REFERENCE_BYTES = 16  # to a text of any length: its length, the address of its collection, its number there
 _MIN_CHUNK_BYTES = 512  # smaller chunks, if there are many, take seconds per megabyte
 _MANY_CHUNKS = 2_000
 _FILTERS = {1: "deflate", 2: "shuffle", 3: "fletcher32"}  # others may load plug-ins; MATLAB and Keras write none
@@ -148,6 +149,7 @@ def _texts_declared(path: Path, name: bytes, n_bytes: int, changed: int) -> dict
     """Number of entries -> most bytes declared, of all attributes of a name in a file."""
     found: dict[int, int] = {}
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        _check_collections(content)
         at = content.find(name + b"\0")
         while at >= 0:
             for start, version in ((at - 8, 1), (at - 8, 2), (at - 9, 3)):
@@ -157,6 +159,21 @@ def _texts_declared(path: Path, name: bytes, n_bytes: int, changed: int) -> dict
                         found[len(lengths)] = max(found.get(len(lengths), 0), sum(lengths))
             at = content.find(name + b"\0", at + 1)
     return found
+
+
+def _check_collections(content: mmap.mmap) -> None:
+    """Refuse damaged collections of texts (III.E of the same specification); HDF5 may read them without end."""
+    start = content.find(b"GCOL\1")
+    while start >= 0:
+        stop = start + int.from_bytes(content[start + 8 : start + 16], "little")
+        at, number = start + 16, 1
+        while number and at + 16 <= stop <= len(content):
+            number = int.from_bytes(content[at : at + 2], "little")
+            size = int.from_bytes(content[at + 8 : at + 16], "little")
+            at += 16 + -(-size // 8) * 8 if number else size  # number 0 is what is free, up to the end
+        if (at != stop and (not number or at > stop or stop - at >= 16)) or stop > len(content):
+            raise RefusedError("a collection of texts in it is damaged")
+        start = content.find(b"GCOL\1", start + 4)
 
 
 def _lengths_of_texts(content: mmap.mmap, start: int, version: int) -> list[int] | None:
@@ -172,9 +189,10 @@ def _lengths_of_texts(content: mmap.mmap, start: int, version: int) -> list[int]
         int.from_bytes(content[dimensions + 8 * axis : dimensions + 8 * axis + 8], "little") for axis in range(rank)
     ]
     data, entries = space + space_size, math.prod(shape)
-    if data + 16 * entries > len(content):  # each text: its length, the address of its collection, its number there
+    stop = data + _REFERENCE_BYTES * entries
+    if stop > len(content):
         return None
-    return [int.from_bytes(content[data + 16 * entry : data + 16 * entry + 4], "little") for entry in range(entries)]
+    return [int.from_bytes(content[at : at + 4], "little") for at in range(data, stop, _REFERENCE_BYTES)]
 
 
 def check_dataset(data: h5py.Dataset, n_bytes: int, expansion: float = EXPANSION) -> None:

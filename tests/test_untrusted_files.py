@@ -351,6 +351,18 @@ def test_keras_with_a_text_that_declares_gigabytes(tmp_path, length):
     keras_refused(tmp_path / "model.h5", f"'model_config' of '/' declares {length} bytes")
 
 
+@pytest.mark.parametrize(("offset", "value"), [(25, 1), (16, 0)])  # the size and the number of the first text
+def test_keras_with_a_damaged_collection_of_texts(tmp_path, offset, value):
+    """HDF5 2.0 reads such a file without end, or takes gigabytes; found by fuzzing."""
+    with h5py.File(tmp_path / "model.h5", "w") as file:
+        file.create_group("model_weights").attrs["layer_names"] = ["dense"]
+        file.attrs["model_config"] = "x" * 300
+    content = bytearray((tmp_path / "model.h5").read_bytes())
+    content[content.find(b"GCOL") + offset] = value
+    (tmp_path / "model.h5").write_bytes(content)
+    keras_refused(tmp_path / "model.h5", "a collection of texts in it is damaged")
+
+
 def test_keras_with_one_layer_listed_often(tmp_path):
     with h5py.File(tmp_path / "model.h5", "w") as file:
         root = file.create_group("model_weights")

@@ -83,6 +83,8 @@ def fuzz(name: str, n: int) -> tuple[str, bool]:
             kind = result if result in ("refused", "right", "silently wrong") else "other errors"
             counts["much memory"] += mb > LIMIT_MB
             counts[kind] += 1
+            if mb > LIMIT_MB or seconds > 1:
+                odd.append(f"{seed}: {mb:.0f} MB, {seconds:.1f} s, {result}")
             if kind not in ("refused", "right"):
                 odd.append(f"{seed}: {result}")
             seed += 1
