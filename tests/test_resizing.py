@@ -139,6 +139,11 @@ def test_smoothing_is_a_choice_and_only_for_shrinking():
     np.testing.assert_array_equal(resize_images(noise, 128, antialias=True), resize_images(noise, 128))
 
 
+def test_narrow_images_are_not_taken_for_channels_first():
+    for shape in ((2, 1, 2, 2), (2, 5, 3, 3)):
+        assert resize_images(np.ones(shape), 8).shape == (2, 8, 8, shape[3])
+
+
 def test_nested_lists_are_images_too():
     assert resize_images([[[1, 2], [3, 4]]], 4).shape == (1, 4, 4)
 

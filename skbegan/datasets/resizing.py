@@ -173,7 +173,7 @@ def _runs(arrays: list[NDArray[Any]]) -> Iterator[NDArray[Any]]:
 
 
 def _refuse_channels_first(name: str, shape: tuple[int, ...]) -> None:
-    if len(shape) == 4 and shape[2] == shape[3] and shape[1] != shape[2] and shape[1] <= 16:
+    if len(shape) == 4 and shape[2] == shape[3] >= 16 > shape[1]:  # narrow images of few channels are no such case
         raise ValueError(
             f"{name} has the shape {shape}: channels come last, (n_cells, height, width, n_channels). Move them: "
             f"np.moveaxis({name}, 1, -1)."
