@@ -6,21 +6,21 @@ what was wrong, what was found and what to do.
 
 from __future__ import annotations
 
-import numbers
 import os
 import sys
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import joblib
 import numpy as np
 from sklearn.utils import check_random_state
 
+from skbegan._foreign import listed, what_reads_it
+from skbegan._labels import as_labels
+
 SIDES = (16, 32, 64, 128, 256, 512)
-_RESIZER = "skbegan.datasets.resize_images(images, size)"
 
 
 @dataclass(frozen=True)
@@ -65,6 +65,8 @@ def as_array(images: Any, name: str) -> np.ndarray:
     if torch is not None and isinstance(images, torch.Tensor):
         images = images.detach().cpu()
         images = (images.float() if images.dtype is torch.bfloat16 else images).numpy()
+    if (what := what_reads_it(images, name)) is not None:
+        raise TypeError(f"{name} must be an array of images, got {what}")
     if isinstance(images, np.ma.MaskedArray) and np.ma.is_masked(images):
         raise ValueError(f"{name} is a masked array with masked pixels; fill them: {name}.filled(value)")
     if _is_column(images):
@@ -73,7 +75,11 @@ def as_array(images: Any, name: str) -> np.ndarray:
         shapes = {np.shape(image) for image in images}
         if len(shapes) > 1:
             some = sorted(shapes, key=str)[:3]
-            raise ValueError(f"{name} is a list of images of different shapes, such as {some}; resize them: {_RESIZER}")
+            edges = [edge for shape in shapes for edge in shape[:2]]
+            raise ValueError(
+                f"{name} is a list of images of different shapes, such as {some}; "
+                + ("resize them: " + _resizer(name, edges) if edges else "each must be an array of pixels")
+            )
         images = [as_array(image, name) for image in images]
     try:
         array = np.asarray(images)
@@ -87,6 +93,19 @@ def as_array(images: Any, name: str) -> np.ndarray:
             + ("; pass its amplitude or phase" if array.dtype.kind == "c" else "")
         )
     return array
+
+
+def _resizer(name: str, edges: Iterable[int], side: int | None = None) -> str:
+    """Return what makes images of edges like these fit, as it can be typed."""
+    side = side or min(SIDES, key=lambda known: abs(known - max(edges)))
+    return f"skbegan.datasets.resize_images({name}, {side})"
+
+
+def _are_channels_first(shape: tuple[int, ...]) -> bool:
+    """Say whether (n, a, b, c) looks like channels before pixels."""
+    if len(shape) != 4 or shape[1] == shape[2]:
+        return False
+    return shape[2] == shape[3] or (shape[1] <= 4 and min(shape[2:]) >= SIDES[0])
 
 
 def _is_column(images: Any) -> bool:
@@ -125,22 +144,38 @@ def check_images(images: Any, name: str, shape: tuple[int, ...] | None = None) -
         if (array.shape[1:] if array.ndim == 4 else (*array.shape[1:], 1)) != single_channel:
             raise ValueError(
                 f"{name} has images of shape {array.shape[1:]}, but the model was fitted on {shape}; "
-                f"resize them: {_RESIZER}"
+                + _how_to_match(array.shape, single_channel, name)
             )
     else:
         height, width = array.shape[1:3]
+        if _are_channels_first(array.shape):
+            raise ValueError(
+                f"{name} has the shape {array.shape}. Channels come last, (n_cells, side, side, channels): move them "
+                f"with np.moveaxis({name}, 1, -1)"
+            )
         if height != width or height not in SIDES:
-            hint = ""
-            if array.ndim == 4 and array.shape[2] == array.shape[3]:
-                hint = " Channels come last: move them with np.moveaxis(images, 1, -1)."
             raise ValueError(
                 f"{name} has images of {height} x {width} pixels; the side must be a power of two from 16 to 512, the "
-                f"same for both axes. Resize them: {_RESIZER}.{hint}"
+                f"same for both axes. Resize them: {_resizer(name, (height, width))}; those that are not square with "
+                "fit='pad' (the default), 'crop' or 'stretch'"
             )
         if array.ndim == 4 and array.shape[3] == 0:
             raise ValueError(f"{name} has no channels: its shape is {array.shape}")
     _check_finite(array, name)
     return array
+
+
+def _how_to_match(found: tuple[int, ...], wanted: tuple[int, ...], name: str) -> str:
+    """Say what brings images of shape `found`, (n, ...), to the side and channels of a model, (S, S, C)."""
+    n_channels = found[3] if len(found) == 4 else 1
+    if len(found) == 4 and ((*found[2:], found[1]) == wanted or _are_channels_first(found)):
+        return f"channels come last: move them with np.moveaxis({name}, 1, -1)"
+    how = []
+    if n_channels != wanted[2]:
+        how.append(f"pass the same {wanted[2]} channel{'s' if wanted[2] > 1 else ''}, not {n_channels}")
+    if found[1:3] != wanted[:2]:
+        how.append(f"resize them: {_resizer(name, (), wanted[0])}")
+    return ", and ".join(how)
 
 
 def _check_finite(array: np.ndarray, name: str) -> None:
@@ -165,33 +200,19 @@ def check_labels(labels: Any, name: str, n_cells: int) -> np.ndarray:
     Raises
     ------
     ValueError
-        For another number of labels or axes, missing labels, or a mix of kinds.
+        For another number of labels or axes, missing labels, a mix of kinds, or objects that are neither strings,
+        numbers nor dates. Bytes become strings, and dates of any library ``datetime64``.
     """
-    if isinstance(labels, np.ma.MaskedArray) and np.ma.is_masked(labels):
-        raise ValueError(f"{name} has a missing label, first at cell {np.flatnonzero(np.ma.getmaskarray(labels))[0]}")
-    # A list of 1 and "a" would silently become one of "1" and "a".
-    array = np.array(labels, dtype=object) if isinstance(labels, list | tuple) else np.asarray(labels)
+    shape = getattr(labels, "shape", None)
+    if shape is not None and len(shape) != 1 and tuple(shape[1:]) != (1,):
+        raise ValueError(f"{name} must be one label per cell, shape ({n_cells},), got shape {tuple(shape)}")
+    array = as_labels(labels, name)
     if array.ndim == 2 and array.shape[1] == 1:
         array = array[:, 0]
     if array.ndim != 1:
         raise ValueError(f"{name} must be one label per cell, shape ({n_cells},), got shape {array.shape}")
     if len(array) != n_cells:
         raise ValueError(f"{name} has {len(array)} labels for {n_cells} cells")
-    if array.dtype.kind == "O":
-        missing = [label is None or type(label).__name__ == "NAType" or label != label for label in array]
-        if any(missing):
-            raise ValueError(f"{name} has a missing label, first at cell {missing.index(True)}")
-        kinds = {str if isinstance(x, str) else numbers.Real if isinstance(x, numbers.Real) else type(x) for x in array}
-        if len(kinds) > 1:
-            found = sorted({type(label).__name__ for label in array})
-            raise ValueError(f"{name} mixes labels of types {found}; convert them to one type")
-        array = np.array(array.tolist())
-    if array.dtype.kind == "T":  # numpy 2's strings of any length
-        array = np.array(array.tolist())
-    if array.dtype.kind in "fM" and not np.isfinite(array).all():  # a date that is missing (NaT) is not finite either
-        raise ValueError(f"{name} has a missing label, first at cell {np.flatnonzero(~np.isfinite(array))[0]}")
-    if array.dtype.kind not in "biufUSM":
-        raise ValueError(f"{name} must hold strings, numbers or dates, got dtype {array.dtype}")
     return array
 
 
@@ -209,7 +230,13 @@ def split_y(y: Any, batch: Any, cell_type: Any, y_qpi: Any, n_cells: int) -> tup
     if y is None:
         return y_qpi, batch, cell_type
     given = {"batch": batch, "cell_type": cell_type}
-    if table := _label_table(y):
+    what = None if isinstance(y, list | tuple) or hasattr(y, "dtype") else what_reads_it(y, "y")
+    if what is not None:
+        raise TypeError(f"y must be an array of images, labels or a table of labels, got {what}")
+    names = _column_names(y)
+    table = {name: y[name] for name in ("batch", "cell_type") if name in names}
+    lacking = [name for name, value in (given | table).items() if value is None]
+    if table and (not lacking or set(names) == set(table)):
         if twice := [name for name in table if given[name] is not None]:
             raise ValueError(f"{twice[0]} was given twice, as a column of y and as {twice[0]}; give it once")
         return y_qpi, *(given | table).values()
@@ -218,7 +245,7 @@ def split_y(y: Any, batch: Any, cell_type: Any, y_qpi: Any, n_cells: int) -> tup
         if y_qpi is not None:
             raise ValueError("the target images were given twice, as y and as y_qpi; give them once")
         return y, batch, cell_type
-    if len(shape) == 1 or (len(shape) == 2 and shape[1] == 1):
+    if len(names) <= 1 and (len(shape) == 1 or (len(shape) == 2 and shape[1] == 1)):
         if cell_type is not None:
             raise ValueError(
                 "the cell types were given twice, as y (labels) and as cell_type; give them once. "
@@ -228,14 +255,16 @@ def split_y(y: Any, batch: Any, cell_type: Any, y_qpi: Any, n_cells: int) -> tup
     raise ValueError(
         f"y must be the target images, shape ({n_cells}, side, side), one cell-type label per cell, shape "
         f"({n_cells},), or a table with columns batch and cell_type; got shape {shape}"
+        + (f" and the columns {listed(names)}" if names else "")
     )
 
 
-def _label_table(y: Any) -> dict[str, Any]:
-    """Return the columns of `y` by name if it is a data frame or a structured array of labels, else nothing."""
+def _column_names(y: Any) -> list[Any]:
+    """Return the names of the columns of a data frame, a structured array or a dict of columns, else nothing."""
+    if isinstance(y, Mapping):
+        return list(y)
     names = getattr(getattr(y, "dtype", None), "names", None)
-    names = list(names if names is not None else getattr(y, "columns", ()))
-    return {name: y[name] for name in names} if names and set(names) <= {"batch", "cell_type"} else {}
+    return list(names if names is not None else getattr(y, "columns", ()))
 
 
 def _is_nested(y: Any) -> bool:
@@ -256,10 +285,14 @@ def check_fit_input(X_bf: Any, y: Any, batch: Any, cell_type: Any, y_qpi: Any) -
     if len(qpi) != n_cells:
         raise ValueError(f"X_bf has {n_cells} cells but y_qpi has {len(qpi)}; they must be pairs of the same cells")
     if qpi.shape[1] != bf.shape[1]:
-        raise ValueError(f"X_bf has side {bf.shape[1]} but y_qpi has {qpi.shape[1]}; resize one of them: {_RESIZER}")
+        raise ValueError(
+            f"X_bf has side {bf.shape[1]} but y_qpi has {qpi.shape[1]}; resize one of them: "
+            + _resizer("y_qpi", (), bf.shape[1])
+        )
     if n_cells < 4:
         raise ValueError(f"{n_cells} cells are too few to train on; at least 4 are needed")
     batches, batch_codes = _encode(batch, "batch", n_cells)
+    _check_no_cell_ids(batches, batch_codes)
     cell_types, type_codes = _encode(cell_type, "cell_type", n_cells)
     return CellDataset(bf, qpi, batch_codes, type_codes, batches, cell_types)
 
@@ -269,6 +302,20 @@ def _encode(labels: Any, name: str, n_cells: int) -> tuple[np.ndarray | None, np
         return None, np.zeros(n_cells, dtype=np.int64)
     classes, codes = np.unique(check_labels(labels, name, n_cells), return_inverse=True)
     return classes, codes.astype(np.int64)
+
+
+def _check_no_cell_ids(batches: np.ndarray | None, codes: np.ndarray) -> None:
+    """Refuse batches most of which hold one cell: nothing can be learned from them. They may be names of cells."""
+    if batches is None or len(batches) <= 10:
+        return
+    n_single = int((np.bincount(codes) == 1).sum())
+    if 2 * n_single > len(batches):
+        some = listed(str(label)[:40] for label in batches[:3].tolist())
+        raise ValueError(
+            f"batch has {len(batches)} different labels for {len(codes)} cells, and {n_single} of them belong to a "
+            f"single cell, such as {some}. Are these the names of cells? batch is what many cells share: the day, "
+            "plate or site of imaging"
+        )
 
 
 def partial_score_message(batch: np.ndarray | None, cell_type: np.ndarray | None) -> str:
@@ -299,7 +346,9 @@ def reference_code(dataset: CellDataset, reference_batch: Any) -> int:
         return 0
     where = np.flatnonzero(dataset.batches == reference_batch)
     if len(where) == 0:
-        raise ValueError(f"reference_batch={reference_batch!r} is none of the batches {dataset.batches.tolist()}")
+        raise ValueError(
+            f"reference_batch={reference_batch!r} is none of the batches {listed(dataset.batches.tolist())}"
+        )
     return int(where[0])
 
 
@@ -310,24 +359,6 @@ def check_memory(memory: Any) -> Any:
     if not hasattr(memory, "cache"):
         raise ValueError(f"memory must be None, a path or a joblib.Memory, got {memory!r}")
     return memory
-
-
-def refuse_lfs_pointer(path: Path) -> None:
-    """Refuse a file that Git LFS has left a pointer in place of.
-
-    Raises
-    ------
-    ValueError
-    """
-    with path.open("rb") as file:
-        if file.read(len(_LFS)) == _LFS:
-            raise ValueError(
-                f"{path} is a Git LFS pointer, not the file itself: the repository was cloned without its large files; "
-                "run 'git lfs pull' in it"
-            )
-
-
-_LFS = b"version https://git-lfs.github.com/spec/"
 
 
 def check_seed(random_state: Any) -> Any:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -155,7 +155,7 @@ def removal_verdict(
     groups = design.linked_batches()
     if len(groups) > 1:
         assert batches is not None
-        names = " | ".join(shortened(batches[b] for b in group) for group in groups[:10])
+        names = " | ".join(_shortened(batches[b] for b in group) for group in groups[:10])
         return Verdict(
             True,
             "batch and cell type are partly confounded: the batches fall into groups that share no cell type "
@@ -166,8 +166,7 @@ def removal_verdict(
     return Verdict(True)
 
 
-def shortened(labels: Any, limit: int = 10) -> str:
-    """Return at most `limit` labels as a list for a message, and how many more there are."""
+def _shortened(labels: Iterable[Any], limit: int = 10) -> str:
     names = [str(label) for label in labels]
-    more = f", ... ({len(names)} in all)" if len(names) > limit else ""
+    more = f" and {len(names) - limit} more" if len(names) > limit else ""
     return ", ".join(names[:limit]) + more

@@ -6,17 +6,27 @@ import sys
 from pathlib import Path
 
 import h5py
+import mat73
 import numpy as np
 import pytest
 import scipy.io
 import scipy.sparse
 
-from skbegan.datasets import matlab
+from skbegan.datasets import matlab, resizing
 from skbegan.datasets.matlab import load_cell_images, resize_images, save_predictions
 
 DATA = Path(__file__).parent / "data"
 LOADER = DATA / "loader"
 FULL_FIXTURE = os.environ.get("SKBEGAN_LOADER_FIXTURE")  # folder with the whole tree/ and expected_*.npz
+
+
+def test_a_v73_file_reads_as_mat73_reads_it():
+    path = next((LOADER / "tree").rglob("*_BF.mat"))
+    state = path.parent
+    theirs = mat73.loadmat(path)["BF"]
+    read = load_cell_images(LOADER / "tree", state.name, image_size=None, max_cells_per_group=None)
+    ours = read.bf[(read.batch == state.parent.parent.name) & (read.cell_type == state.parent.name)]
+    np.testing.assert_array_equal(ours, np.moveaxis(theirs, -1, 0).astype(np.float32))
 
 
 # --- writing small files ---------------------------------------------------------------------------------------------
@@ -158,7 +168,7 @@ def test_resize_channels_chunks_and_dtypes(monkeypatch):
     whole = resize_images(images, 16)
     assert whole.shape == (7, 16, 16, 2)
     np.testing.assert_array_equal(whole[..., 1], resize_images(images[..., 1], 16))
-    monkeypatch.setattr(matlab, "_CHUNK_BYTES", 1)  # one image at a time
+    monkeypatch.setattr(resizing, "CHUNK_BYTES", 1)  # one image at a time
     np.testing.assert_array_equal(resize_images(images, 16), whole)
     for dtype in (np.float16, np.float64, ">f4", np.int64):
         np.testing.assert_array_equal(resize_images(images.astype(dtype), 16), whole)
@@ -177,7 +187,7 @@ def test_resize_same_size_is_a_copy_and_reads_read_only_input():
 @pytest.mark.parametrize(
     ("images", "size", "error", "match"),
     [
-        (np.zeros((2, 16, 12)), 16, ValueError, "images: 16 x 12 pixels is not square"),
+        (np.zeros((2, 3, 16, 16)), 16, ValueError, r"channels come last.* np\.moveaxis\(images, 1, -1\)"),
         (np.zeros((16, 16)), 16, ValueError, r"shape \(n_cells, height, width\) or .*got \(16, 16\)"),
         (np.zeros((2, 0, 0)), 16, ValueError, r"got \(2, 0, 0\)"),
         (np.zeros((2, 8, 8), complex), 16, ValueError, "real numbers, got the dtype complex128"),
@@ -339,16 +349,14 @@ def test_channels_and_single_cells(tmp_path, write):
     np.testing.assert_array_equal(data.bf[0], qpi[:, :, 0].astype(np.float32))
 
 
-def test_hdf5_not_written_by_matlab_and_names_that_begin_alike(tmp_path):
+def test_names_that_begin_alike(tmp_path):
     folder = tmp_path / "Batch1" / "H69" / "Train"
-    bf, qpi = stack(seed=1), stack(seed=2)
-    folder.mkdir(parents=True)
-    with h5py.File(folder / "H69_BF.mat", "w") as file:  # no userblock, no class attribute
-        file["BF"] = bf.T
+    qpi = stack(seed=2)
+    write_group(folder)
     write_v73(folder / "H69_QPI.mat", QPI=qpi, QPI_raw=stack(seed=3), Q=stack(seed=4))
-    data = load_cell_images(tmp_path, image_size=None)
-    np.testing.assert_array_equal(data.bf, np.moveaxis(bf, -1, 0).astype(np.float32))
-    np.testing.assert_array_equal(data.qpi, np.moveaxis(qpi, -1, 0).astype(np.float32))
+    np.testing.assert_array_equal(
+        load_cell_images(tmp_path, image_size=None).qpi, np.moveaxis(qpi, -1, 0).astype(np.float32)
+    )
 
 
 def test_exact_case_goes_first(tmp_path):
@@ -440,9 +448,9 @@ def test_missing_variable_lists_those_there(tmp_path, write):
     write_group(folder)
     write(folder / "H69_BF.mat", bright=stack(), note=np.ones((1, 1)))
     with pytest.raises(
-        ValueError, match=r"H69_BF.mat has no variable 'BF'; it holds: bright \(double\), note \(double\)"
+        ValueError, match=r"H69_BF.mat has no variable 'BF'; it holds: bright \(double\), note \(double\)\. Images"
     ):
-        load_cell_images(tmp_path)
+        load_cell_images(tmp_path, bf_variable="BF")
 
 
 @pytest.mark.parametrize("change", [{"n_cells": 2}, {"side": 20}])

@@ -23,6 +23,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from skbegan._foreign import refuse_lfs_pointer
+from skbegan._hdf5 import RefusedError, as_text, attribute, check_dataset, check_size, member
 from skbegan.core.classifiers import FeatureClassifier, ImageClassifier
 from skbegan.core.networks import BN_EPS, LEAK, Discriminator, Generator, SameConv2d
 from skbegan.data.source import Scaling
@@ -39,6 +41,7 @@ _KIND = {
     ImageClassifier: "an image classifier",
     FeatureClassifier: "a feature classifier",
 }
+_MAX_NAMES = 2000  # of layers, or of the weights of one; the largest generator has 50 layers with weights
 _LIKE_KERAS_PREDICT = {"inference": "minibatch", "minibatch_size": 32, "precision": "float32"}
 
 
@@ -175,12 +178,15 @@ def _read(
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"{path} is no file")
+    refuse_lfs_pointer(path)
     try:
         with h5py.File(path, "r") as file:
             return _match(*_layers(file), wanted)
+    except RefusedError as error:
+        raise ValueError(f"{path} is not read: {error}") from None
     except _MisfitError as error:
         raise ValueError(f"{path}: {error}") from None
-    except (OSError, RuntimeError, LookupError, TypeError, ValueError, AttributeError) as error:  # a damaged file
+    except Exception as error:  # a damaged file; h5py lets many types through
         raise ValueError(
             f"{path} cannot be read as a legacy Keras HDF5 file (what model.save('x.h5') of Keras 2 writes): {error}"
         ) from error
@@ -192,14 +198,16 @@ class _MisfitError(Exception):
 
 def _layers(file: h5py.File) -> tuple[list[_Layer], list[tuple[int | None, ...]], list[dict[str, Any]]]:
     """Return the layers with weights in the model's order, the input shapes, and the configurations of all layers."""
-    group = file.get("model_weights", file)  # model.save, or model.save_weights
-    if not isinstance(group, h5py.Group) or not any(name.startswith("layer_names") for name in group.attrs):
+    group = member(file, "model_weights")
+    group = file if group is None else group  # model.save, or model.save_weights
+    if not isinstance(group, h5py.Group) or not {"layer_names", "layer_names0"} & set(group.attrs):
         raise _MisfitError(
             "this HDF5 file has no 'layer_names', so it is not a legacy Keras file (what model.save('x.h5') of Keras 2 "
             "writes)"
         )
     configs = _configs(file)
-    layers = []
+    layers: list[_Layer] = []
+    n_bytes = 0
     for name in _names(group, "layer_names"):
         node = _member(group, name, h5py.Group)
         weights: dict[str, h5py.Dataset] = {}
@@ -208,37 +216,45 @@ def _layers(file: h5py.File) -> tuple[list[_Layer], list[tuple[int | None, ...]]
             leaf = re.sub(r"(_\d+)?(:\d+)?$", "", weight.rsplit("/", 1)[-1])  # conv2d_6/kernel:0 -> kernel
             weights[weight if leaf in weights else leaf] = data
         if weights:
+            n_bytes += sum(data.size * max(4, data.dtype.itemsize) for data in weights.values())
+            check_size("all weights together", n_bytes, Path(file.filename).stat().st_size)  # one may be listed often
             layers.append(_Layer(name, weights, configs.get(name, {})))
     shapes = [config.get("batch_input_shape") or config.get("batch_shape") for config in configs.values()]
     inputs = [tuple(shape[1:]) for shape in shapes if isinstance(shape, list)]
     return layers, inputs, list(configs.values())
 
 
-def _names(group: h5py.Group, attribute: str) -> Iterator[str]:
+def _names(group: h5py.Group, listing: str) -> Iterator[str]:
     """Yield the names that Keras keeps in an attribute, or in numbered pieces of it when there are many."""
-    pieces: Iterable[str] = [attribute]
-    if attribute not in group.attrs:
-        pieces = takewhile(group.attrs.__contains__, (f"{attribute}{piece}" for piece in count()))
+    pieces: Iterable[str] = [listing]
+    if listing not in group.attrs:
+        pieces = takewhile(group.attrs.__contains__, (f"{listing}{piece}" for piece in count()))
+    n_names = 0
     for piece in pieces:
-        for name in np.ravel(group.attrs[piece]):
-            yield name.decode() if isinstance(name, bytes) else str(name)
+        for name in np.ravel(attribute(group, piece)):
+            n_names += 1
+            if n_names > _MAX_NAMES:
+                raise RefusedError(f"{listing!r} of {group.name!r} has more than {_MAX_NAMES} names")
+            yield as_text(name)
 
 
 def _member(group: h5py.Group, name: str, kind: type[Any]) -> Any:
     """Return a group or data set that lies in this very file."""
-    node: Any = group.get(name)
-    if not isinstance(node, kind) or node.file.filename != group.file.filename:
+    node = member(group, name)
+    if not isinstance(node, kind):
         raise _MisfitError(f"{name!r} is listed in {group.name!r} but is not stored there")
-    if isinstance(node, h5py.Dataset) and (node.dtype.kind != "f" or node.is_virtual or node.external):
-        raise _MisfitError(
-            f"the weights {name!r} in {group.name!r} should be floating-point numbers, found {node.dtype}"
-        )
+    if isinstance(node, h5py.Dataset):
+        if node.dtype.kind != "f" or node.shape is None:
+            raise _MisfitError(
+                f"the weights {name!r} in {group.name!r} should be floating-point numbers, found {node.dtype}"
+            )
+        check_dataset(node, node.size * max(4, node.dtype.itemsize))
     return node
 
 
 def _configs(file: h5py.File) -> dict[str, dict[str, Any]]:
     """Return layer name -> configuration with its class under 'class_name'; empty if the file holds only weights."""
-    text = file.attrs.get("model_config")
+    text = attribute(file, "model_config")
     if text is None:
         return {}
     try:

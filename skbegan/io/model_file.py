@@ -34,6 +34,7 @@ import safetensors.numpy
 from sklearn.utils.validation import check_is_fitted
 
 from skbegan import checks, config
+from skbegan._foreign import refuse_lfs_pointer
 from skbegan._version import __version__, versions
 
 if TYPE_CHECKING:
@@ -92,10 +93,6 @@ def save(est: BeGANTransformer, path: str | os.PathLike[str]) -> None:
     UserWarning
         If parameters cannot be written as plain data (a ``RandomState``); they are saved as None. `memory`,
         `checkpoint_dir` and `callback` are of this machine and always saved as None.
-
-    See Also
-    --------
-    load : Read such a file.
 
     Examples
     --------
@@ -216,7 +213,7 @@ def load(path: str | os.PathLike[str]) -> BeGANTransformer:
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"{path} is no file")
-    checks.refuse_lfs_pointer(path)
+    refuse_lfs_pointer(path)
     try:
         with safetensors.safe_open(path, framework="numpy") as file:
             text = (file.metadata() or {}).get(_ENTRY)
