@@ -96,6 +96,8 @@ class ModelEstimator(BaseEstimator):
         assert self._model is not None
         config = Config.of(self.get_params(deep=False))
         bf = checks.check_images(X_bf, "X_bf", self.image_shape_)
+        if (message := self._model.foreign_units(bf)) is not None:
+            checks.warn_caller(message, UserWarning)
         by_minibatch = config.runtime.inference == "minibatch"
         return self._model.predict(
             bf,

@@ -33,6 +33,14 @@ class Count(Rule):
 
 
 @dataclass(frozen=True)
+class Verbosity(Rule):
+    """An integer of at least 0; True is 1."""
+
+    def __call__(self, name: str, value: Any) -> int:
+        return Count()(name, int(value) if isinstance(value, bool | np.bool_) else value)
+
+
+@dataclass(frozen=True)
 class Number(Rule):
     """A finite number from 0, or above it, up to `high`."""
 

@@ -179,16 +179,36 @@ def _how_to_match(found: tuple[int, ...], wanted: tuple[int, ...], name: str) ->
 
 
 def _check_finite(array: np.ndarray, name: str) -> None:
-    if array.dtype.kind != "f":
+    """Refuse what float32 cannot hold, and integers that float64 cannot tell apart."""
+    kind, size = array.dtype.kind, array.dtype.itemsize
+    if kind != "f" and not (kind in "iu" and size == 8):
         return
     step = max(1, (1 << 22) // max(1, array[0].size))  # bounded memory, also for a memory map
     for start in range(0, len(array), step):
-        finite = np.isfinite(array[start : start + step])
-        if not finite.all():
-            cells = start + np.flatnonzero(~finite.reshape(len(finite), -1).all(axis=1))
+        part = array[start : start + step]
+        if kind == "f":
+            limit = np.finfo(np.float32).max if size > 4 else np.inf
+            with np.errstate(invalid="ignore"):
+                good = np.isfinite(part) & (np.abs(part) <= limit)
+        else:
+            good = (part <= _EXACT) & (part >= (-_EXACT if kind == "i" else 0))
+        if good.all():
+            continue
+        cell = start + int(np.flatnonzero(~good.reshape(len(good), -1).all(axis=1))[0])
+        if kind != "f":
             raise ValueError(
-                f"{name} contains NaN or infinity, first in cell {cells[0]}; remove such cells or fill the pixels"
+                f"{name} holds integers beyond 2**53, first in cell {cell}, which floating point cannot tell apart; "
+                f"take an offset off first: {name} - {name}.min()"
             )
+        if np.isfinite(array[cell]).all():
+            raise ValueError(
+                f"{name} holds numbers beyond {np.finfo(np.float32).max:.2g}, which is more than float32 can hold, "
+                f"first in cell {cell}; give it in other units: {name} / {name}.max()"
+            )
+        raise ValueError(f"{name} contains NaN or infinity, first in cell {cell}; remove such cells or fill the pixels")
+
+
+_EXACT = 2**53
 
 
 # Labels ---------------------------------------------------------------------------------------------------------------
@@ -342,6 +362,8 @@ def reference_code(dataset: CellDataset, reference_batch: Any) -> int:
     ValueError
         When no cell is of that batch.
     """
+    if np.ndim(reference_batch) > 0:
+        raise TypeError(f"reference_batch must be None or one of the batches, got {reference_batch!r:.80}")
     if reference_batch is None or dataset.batches is None:
         return 0
     where = np.flatnonzero(dataset.batches == reference_batch)
@@ -355,9 +377,12 @@ def reference_code(dataset: CellDataset, reference_batch: Any) -> int:
 def check_memory(memory: Any) -> Any:
     """Return a joblib.Memory for what the estimator's `memory` may be: None, a path or a Memory."""
     if memory is None or isinstance(memory, str | os.PathLike):
-        return joblib.Memory(None if memory is None else os.fspath(memory), verbose=0)
+        try:
+            return joblib.Memory(None if memory is None else os.fspath(memory), verbose=0)
+        except OSError as error:
+            raise ValueError(f"memory={os.fspath(memory or '')!r} is no folder that can be made ({error})") from error
     if not hasattr(memory, "cache"):
-        raise ValueError(f"memory must be None, a path or a joblib.Memory, got {memory!r}")
+        raise ValueError(f"memory must be None, a path or a joblib.Memory, got {memory!r:.80}")
     return memory
 
 

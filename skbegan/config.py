@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
-from skbegan._rules import Anything, Choice, Count, Flag, Folder, Function, Number, Numbers, Rule
+from skbegan._rules import Anything, Choice, Count, Flag, Folder, Function, Number, Numbers, Rule, Verbosity
 
 # Fields ---------------------------------------------------------------------------------------------------------------
 
@@ -331,7 +331,7 @@ class Runtime:
     warm_start: bool = parameter(False, Flag())
     callback: Callable[[Any], bool | None] | None = parameter(None, Function())
     checkpoint_dir: Any = parameter(None, Folder())
-    verbose: int = parameter(0, Count(0))
+    verbose: int = parameter(0, Verbosity())
 
 
 @dataclass(frozen=True)

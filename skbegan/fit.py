@@ -24,7 +24,7 @@ from skbegan.core.networks import to_numpy
 from skbegan.core.plans import pretraining, profile
 from skbegan.core.plans.pretraining import Start
 from skbegan.data.cells import Cells, Split
-from skbegan.data.source import Scaling
+from skbegan.data.source import Scaling, value_range
 from skbegan.design import Design
 from skbegan.model import FittedModel
 
@@ -246,6 +246,7 @@ class _Stages:
             weights=networks.generator,
             bf_scaling=self.split.bf_scaling,
             target_scaling=self.split.target_scaling,
+            bf_range=value_range(dataset.bf, self.split.train_rows),
             image_shape=tuple(dataset.bf.shape[1:]),
             target_shape=tuple(dataset.qpi.shape[1:]),
             batches=dataset.batches,
@@ -382,7 +383,8 @@ def split_validation(
     """Split the cells at random into training and validation rows, stratified by batch and cell type.
 
     Every group of batch and cell type gives the rounded fraction of its cells, and keeps at least one for training; the
-    groups with the largest remainders make up what rounding loses. Both sets are in random order.
+    groups with the largest remainders make up what rounding loses. Both sets are in random order. At least two cells
+    are trained on, and a single cell is not held out: BatchNorm has no statistics of one.
     """
     rng = np.random.RandomState(seed)
     order = rng.permutation(len(batch))
@@ -395,6 +397,10 @@ def split_validation(
     by_remainder = by_remainder[sizes[by_remainder] >= 2]
     counts[by_remainder[: max(0, lacking)]] += 1
     counts = np.minimum(counts, sizes - 1)
+    if counts.sum() > len(batch) - 2:
+        counts[counts.argmax()] -= 1
+    if counts.sum() == 1:
+        counts[:] = 0
     rank = np.empty(len(order), dtype=int)  # of each cell within its group, in the random order
     sorted_by_group = np.argsort(groups, kind="stable")
     rank[sorted_by_group] = np.arange(len(order)) - np.repeat(np.cumsum(sizes) - sizes, sizes)

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from skbegan.core.networks import Generator, Weights
     from skbegan.data.source import ImageSource, Scaling
 
+FAR = 2.0  # times the range of training, beyond either end: more than instruments differ by
+FAINT = 50.0  # times narrower than the range of training
 MAX_CHECKED = 4096  # training cells whose outputs are checked before a fit returns its model
 
 
@@ -30,6 +32,8 @@ class FittedModel:
         Of the generator, with its population statistics, profile map and image erasure.
     bf_scaling, target_scaling : Scaling
         Standardisation of brightfield and target.
+    bf_range : tuple of two ndarray or None
+        Smallest and largest value of each channel of the brightfields that were trained on, where known.
     image_shape, target_shape : tuple of int
         Shape of one brightfield and of one target image, as given to fit.
     batches, cell_types : ndarray or None
@@ -49,6 +53,7 @@ class FittedModel:
     target_scaling: Scaling
     image_shape: tuple[int, ...]
     target_shape: tuple[int, ...]
+    bf_range: tuple[np.ndarray, np.ndarray] | None = None
     batches: np.ndarray | None = None
     cell_types: np.ndarray | None = None
     history: dict[str, Any] = field(default_factory=dict)
@@ -103,6 +108,29 @@ class FittedModel:
             values *= self.target_scaling.scale.astype(np.float32)[:, None, None]
             values += self.target_scaling.mean.astype(np.float32)[:, None, None]
         return values
+
+    def foreign_units(self, bf: np.ndarray) -> str | None:
+        """Say that brightfields lie far outside of the range that was trained on, naming both, or return None.
+
+        Parameters
+        ----------
+        bf : ndarray of shape (n, *image_shape)
+        """
+        if self.bf_range is None:
+            return None
+        from skbegan.data.source import value_range
+
+        found = value_range(bf, np.arange(len(bf)))
+        for channel, (low, high, new_low, new_high) in enumerate(zip(*self.bf_range, *found, strict=True)):
+            span = high - low
+            far = new_low < low - FAR * span or new_high > high + FAR * span
+            if far or FAINT * (new_high - new_low) < span:
+                where = f" of channel {channel}" if len(self.bf_range[0]) > 1 else ""
+                return (
+                    f"X_bf{where} lies in {new_low:.4g} ... {new_high:.4g}, but the model was fitted on values in "
+                    f"{low:.4g} ... {high:.4g}: are the units others? Nothing was rescaled"
+                )
+        return None
 
     def recalibrated(
         self, bf: np.ndarray, rows: np.ndarray, *, device: str, precision: str, minibatch_size: int

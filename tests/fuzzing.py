@@ -13,9 +13,9 @@ import h5py
 import numpy as np
 import scipy.io
 import torch
-from skbegan.io.keras import read_keras_network
 
 from skbegan.datasets._matfile import inspect, read
+from skbegan.io.keras import read_keras_network
 
 KERAS = Path(__file__).parent / "data" / "keras"
 INTERESTING = [0, 1, 0x7F, 0x80, 0xFF, 0x7FFF, 0xFFFF, 2**31 - 1, 2**31, 2**32 - 1, 2**63 - 1, 2**64 - 1]

@@ -16,10 +16,10 @@ import h5py
 import numpy as np
 import pytest
 import scipy.io
-from skbegan.io.keras import read_keras_network
 
 from skbegan import _hdf5, load_keras_generator
 from skbegan.datasets import load_cell_images
+from skbegan.io.keras import read_keras_network
 
 KERAS = Path(__file__).parent / "data" / "keras"
 SECRET = np.arange(3 * 16 * 16, dtype=np.float64).reshape(3, 16, 16)

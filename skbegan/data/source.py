@@ -39,6 +39,16 @@ class Scaling(NamedTuple):
         return cls(mean + guess, np.where(scale > 1e-12 * np.maximum(np.abs(guess), 1e-300), scale, 1.0))
 
 
+def value_range(images: np.ndarray, rows: np.ndarray, chunk: int = 256) -> tuple[np.ndarray, np.ndarray]:
+    """Return the smallest and the largest value of each channel of ``images[rows]``, in bounded memory."""
+    n_channels = 1 if images.ndim == 3 else images.shape[3]
+    low, high = np.full(n_channels, np.inf), np.full(n_channels, -np.inf)
+    for start in range(0, len(rows), chunk):
+        pixels = images[rows[start : start + chunk]].reshape(-1, n_channels)
+        low, high = np.minimum(low, pixels.min(axis=0)), np.maximum(high, pixels.max(axis=0))
+    return low, high
+
+
 class ImageSource:
     """Images of cells in the caller's array, handed out as standardised (n, C, H, W) tensors on the device.
 
@@ -58,7 +68,11 @@ class ImageSource:
         self.n_channels = len(scaling.mean)
         self.device = device
         self.dtype = torch.float64 if dtype is torch.float64 else torch.float32
-        self._mean = torch.tensor(scaling.mean, dtype=self.dtype, device=device)[:, None, None]
+        # Numbers that float32 does not hold exactly lose their mean before they are cast: it may be far from 0.
+        self._wide = images.dtype.kind == "f" and images.dtype.itemsize > 4
+        self._wide |= images.dtype.kind in "iu" and images.dtype.itemsize > 2
+        self._offset = scaling.mean if self._wide else np.zeros(len(scaling.mean))
+        self._mean = torch.tensor(scaling.mean - self._offset, dtype=self.dtype, device=device)[:, None, None]
         self._gain = torch.tensor(1.0 / scaling.scale, dtype=self.dtype, device=device)[:, None, None]
         self._resident: Tensor | None = None
 
@@ -84,6 +98,8 @@ class ImageSource:
     def _convert(self, images: np.ndarray) -> Tensor:
         if images.ndim == 3:
             images = images[..., None]
+        if self._wide:
+            images = images.astype(np.float64) - self._offset
         host = torch.from_numpy(images.astype(np.float64 if self.dtype is torch.float64 else np.float32, order="C"))
         if self.device.type == "cuda":
             host = host.pin_memory()

@@ -83,7 +83,9 @@ class _Style:
         padded = torch.cat([padded[..., 1:2], padded, padded[..., -2:-1]], dim=-1)
         smooth = F.avg_pool2d(padded, 3, stride=1)
         self.mean = _Table(means, design)
-        self.spectrum = _Table(0.5 * (smooth + 1e-4 * smooth.mean((-2, -1), keepdim=True)).log(), design)
+        floor = torch.finfo(smooth.dtype).tiny  # a constant channel has no power at any frequency
+        smooth = (smooth + 1e-4 * smooth.mean((-2, -1), keepdim=True)).clamp(min=floor)
+        self.spectrum = _Table(0.5 * smooth.log(), design)
 
     def transfer(self, images: Tensor, cell_type: Tensor, before: Tensor, after: Tensor) -> Tensor:
         """Return images of batches `before` as batches `after` would show them."""

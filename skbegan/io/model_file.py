@@ -17,12 +17,9 @@ that nothing is confused with them. Objects are those of :mod:`skbegan.config` o
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
-import math
 import os
-import re
 import uuid
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -36,6 +33,7 @@ from sklearn.utils.validation import check_is_fitted
 from skbegan import checks, config
 from skbegan._foreign import refuse_lfs_pointer
 from skbegan._version import __version__, versions
+from skbegan.io.plain_data import decode, encode
 
 if TYPE_CHECKING:
     from skbegan.estimator import BeGANTransformer
@@ -52,19 +50,6 @@ _SCALINGS = {
     "qpi_scale": "target_shape",
 }
 _NOT_SAVED = ("memory", "checkpoint_dir", "callback")  # of this machine, or code
-_OBJECTS: dict[str, type] = {
-    cls.__name__: cls
-    for cls in (
-        config.Config,
-        config.Architecture,
-        config.Pretraining,
-        config.Removal,
-        config.Runtime,
-        config.OnlineRemoval,
-        config.PublishedRemoval,
-        config.ProfileAlignment,
-    )
-}
 
 
 def save(est: BeGANTransformer, path: str | os.PathLike[str]) -> None:
@@ -116,7 +101,7 @@ def save(est: BeGANTransformer, path: str | os.PathLike[str]) -> None:
     parameters, lost = {}, []
     for name, value in est.get_params(deep=False).items():
         try:
-            parameters[name] = None if name in _NOT_SAVED else _encode(value)
+            parameters[name] = None if name in _NOT_SAVED else encode(value)
         except TypeError:
             parameters[name] = None
             lost.append(f"{name}={value!r}")
@@ -129,6 +114,7 @@ def save(est: BeGANTransformer, path: str | os.PathLike[str]) -> None:
         "n_features": model.n_features,
         "bf_mean": model.bf_scaling.mean,
         "bf_scale": model.bf_scaling.scale,
+        "bf_range": model.bf_range,
         "qpi_mean": model.target_scaling.mean,
         "qpi_scale": model.target_scaling.scale,
         "batches": model.batches,
@@ -141,7 +127,7 @@ def save(est: BeGANTransformer, path: str | os.PathLike[str]) -> None:
         "format": FORMAT,
         "versions": versions(),
         "parameters": parameters,
-        "fitted": {name: _encode(value) for name, value in fitted.items()},
+        "fitted": {name: encode(value) for name, value in fitted.items()},
     }
     weights = {name: np.ascontiguousarray(array) for name, array in model.weights.items()}
     text = json.dumps(document, allow_nan=False)
@@ -154,7 +140,7 @@ def save(est: BeGANTransformer, path: str | os.PathLike[str]) -> None:
 def _plain_config(found: config.Config | None) -> config.Config | None:
     """Return the parameters of the fit if they can be written: those of a removal method from elsewhere cannot."""
     try:
-        _encode(found)
+        encode(found)
     except TypeError:
         return None
     return found
@@ -231,6 +217,7 @@ def load(path: str | os.PathLike[str]) -> BeGANTransformer:
         weights=weights,
         bf_scaling=Scaling(fitted["bf_mean"], fitted["bf_scale"]),
         target_scaling=Scaling(fitted["qpi_mean"], fitted["qpi_scale"]),
+        bf_range=fitted["bf_range"],
         **{
             name: fitted[name] for name in ("image_shape", "target_shape", "batches", "cell_types", "history", "device")
         },
@@ -259,86 +246,11 @@ def _replace(path: Path, content: bytes) -> None:
         draft.unlink(missing_ok=True)
 
 
-def _encode(value: Any) -> Any:
-    """Return `value` in terms of JSON, or raise TypeError if it is no plain data."""
-    if isinstance(value, np.generic):
-        value = value.item()
-    if isinstance(value, os.PathLike):
-        value = os.fspath(value)
-    if isinstance(value, float) and not math.isfinite(value):
-        return {"float": str(value)}
-    if value is None or type(value) in (bool, int, float, str):
-        return value
-    if isinstance(value, str | int | float):  # their subclasses, such as np.str_ or an enumeration's members
-        return _encode(next(kind for kind in (str, int, float) if isinstance(value, kind))(value))
-    if isinstance(value, np.ndarray):
-        return _encode_array(value)
-    if isinstance(value, tuple):
-        return {"tuple": [_encode(item) for item in value]}
-    if isinstance(value, list):
-        return [_encode(item) for item in value]
-    if type(value) in _OBJECTS.values():
-        names = [field.name for field in dataclasses.fields(value)]
-        return {"object": type(value).__name__, "fields": [[name, _encode(getattr(value, name))] for name in names]}
-    if isinstance(value, dict):
-        return {"dict": [[_encode(key), _encode(item)] for key, item in value.items()]}
-    raise TypeError(f"{type(value).__name__} is no plain data")
-
-
-def _encode_array(array: np.ndarray) -> dict[str, Any]:
-    if array.ndim != 1:
-        raise TypeError(f"arrays of {array.ndim} dimensions are no plain data")
-    kind = array.dtype.kind
-    if kind == "T":  # numpy 2's strings of any length
-        array, kind = np.array(array.tolist(), dtype=np.str_), "U"
-    if kind == "O":
-        return {"array": [_encode(item) for item in array], "dtype": "object"}
-    if kind == "M":
-        return {"array": array.astype(str).tolist(), "dtype": array.dtype.newbyteorder("<").str}
-    if kind not in "biufU":
-        raise TypeError(f"arrays of {array.dtype} are no plain data")
-    return {"array": [_encode(item) for item in array], "dtype": array.dtype.newbyteorder("<").str}
-
-
 # ------------------------------------------------------------------------------------------------------------ reading
 
 
 def _refusal(path: Path, reason: str) -> ValueError:
     return ValueError(f"{path} is not a model that this skbegan {__version__} can load: {reason}")
-
-
-def _decode(value: Any) -> Any:
-    if isinstance(value, list):
-        return [_decode(item) for item in value]
-    if not isinstance(value, dict):
-        return value
-    match value:
-        case {"tuple": list(items), **rest} if not rest:
-            return tuple(_decode(item) for item in items)
-        case {"dict": list(pairs), **rest} if not rest:
-            return {_decode(key): _decode(item) for key, item in pairs}
-        case {"object": str(kind), "fields": list(pairs), **rest} if not rest and kind in _OBJECTS:
-            return _OBJECTS[kind](**{name: _decode(item) for name, item in pairs})
-        case {"float": "nan" | "inf" | "-inf" as name, **rest} if not rest:
-            return float(name)
-        case {"array": list(items), "dtype": "object", **rest} if not rest:
-            array = np.empty(len(items), dtype=object)
-            array[:] = [_decode(item) for item in items]
-            return array
-        case {"array": list(items), "dtype": str(dtype), **rest} if not rest and _DTYPE.fullmatch(dtype):
-            return _array([_decode(item) for item in items], dtype)
-    raise ValueError(f"no value is written as {str(value)[:60]}")
-
-
-_DTYPE = re.compile(r"[<|](b1|[iu][1248]|f[248]|U\d{1,6}|M8(\[\d{0,3}[a-zA-Z]{1,2}\])?)")
-
-
-def _array(items: list[Any], dtype: str) -> np.ndarray:
-    if dtype[1] == "U":  # as wide as its strings: a declared width of 999999 would take gigabytes
-        if not all(isinstance(item, str) for item in items):
-            raise ValueError("an array of strings holds something else")
-        return np.array(items, dtype=np.str_)
-    return np.array(items, dtype=np.dtype(dtype))
 
 
 def _document(path: Path, text: str) -> dict[str, Any]:
@@ -374,7 +286,7 @@ def _estimator(path: Path, document: dict[str, Any]) -> tuple[BeGANTransformer, 
         decoded[part] = {}
         for name, value in document[part].items():
             try:
-                decoded[part][name] = _decode(value)
+                decoded[part][name] = decode(value)
             except (ValueError, TypeError, OverflowError, RecursionError) as error:
                 raise _refusal(path, f"{name!r} of its {part} cannot be read ({error})") from error
     fitted = decoded["fitted"]
@@ -383,6 +295,8 @@ def _estimator(path: Path, document: dict[str, Any]) -> tuple[BeGANTransformer, 
     for name, (what, accepts) in _EXPECTED.items():
         if not accepts(fitted[name]):
             raise _refusal(path, f"{name!r} of its fitted attributes should be {what}, found {fitted[name]!r}"[:500])
+    if fitted["bf_range"] is not None and any(len(x) != len(fitted["bf_mean"]) for x in fitted["bf_range"]):
+        raise _refusal(path, "'bf_range' and 'bf_mean' contradict one another")
     for name, shape in _SCALINGS.items():
         if len(fitted[name]) != _n_channels(fitted[shape]):
             raise _refusal(path, f"{name!r} has {len(fitted[name])} entries, which {shape} {fitted[shape]} contradicts")
@@ -422,6 +336,10 @@ def _is_scale(value: Any) -> bool:
     return _is_mean(value) and bool((value > 0).all())
 
 
+def _is_range(value: Any) -> bool:
+    return value is None or (isinstance(value, tuple) and len(value) == 2 and all(map(_is_mean, value)))
+
+
 def _is_labels(value: Any) -> bool:
     if not isinstance(value, np.ndarray):
         return value is None
@@ -436,6 +354,7 @@ _EXPECTED: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "n_features": ("a positive integer", _is_width),
     **dict.fromkeys(("bf_mean", "qpi_mean"), ("an array of finite float64", _is_mean)),
     **dict.fromkeys(("bf_scale", "qpi_scale"), ("an array of positive float64", _is_scale)),
+    "bf_range": ("a tuple of two arrays of finite float64 or null", _is_range),
     "batches": ("an array or null", _is_labels),
     "cell_types": ("an array or null", _is_labels),
     "history": ("a dict", lambda value: isinstance(value, dict)),
