@@ -184,15 +184,15 @@ def run_stage(
         try:
             for epoch in range(first_epoch, epochs):
                 means, held_out = _run_epoch(plan, cells, validation, epoch, epochs, minibatch_size, bar)
-                faults = [name for name, value in {**means, **held_out}.items() if not math.isfinite(value)]
+                row = means | {f"validation_{name}": value for name, value in held_out.items()}
+                faults = [name for name, value in row.items() if not math.isfinite(value)]
                 if faults:
                     reached = replace(reached, rollbacks=reached.rollbacks + 1)
                     _roll_back(plan, reached, epoch, faults)
                     if reached.rollbacks > MAX_ROLLBACKS:
                         break
                     continue
-                row = {name: value for name, value in means.items() if name != _WEIGHTS}
-                row |= {f"validation_{name}": value for name, value in held_out.items()}
+                del row[_WEIGHTS]
                 reached = _advanced(plan, reached, epoch, epochs, row, held_out)
                 shown = {k: f"{v:.3g}" for k, v in (held_out or row).items() if k in ("image", "total")}
                 bar.set_postfix(shown)

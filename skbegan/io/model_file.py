@@ -295,11 +295,11 @@ def _estimator(path: Path, document: dict[str, Any]) -> tuple[BeGANTransformer, 
     for name, (what, accepts) in _EXPECTED.items():
         if not accepts(fitted[name]):
             raise _refusal(path, f"{name!r} of its fitted attributes should be {what}, found {fitted[name]!r}"[:500])
-    if fitted["bf_range"] is not None and any(len(x) != len(fitted["bf_mean"]) for x in fitted["bf_range"]):
-        raise _refusal(path, "'bf_range' and 'bf_mean' contradict one another")
     for name, shape in _SCALINGS.items():
         if len(fitted[name]) != _n_channels(fitted[shape]):
             raise _refusal(path, f"{name!r} has {len(fitted[name])} entries, which {shape} {fitted[shape]} contradicts")
+    if fitted["bf_range"] is not None and any(len(x) != len(fitted["bf_mean"]) for x in fitted["bf_range"]):
+        raise _refusal(path, "'bf_range' and 'bf_mean' contradict one another")
     for name in ("batches", "cell_types"):
         if fitted[name] is not None and len(set(fitted[name].tolist())) != len(fitted[name]):
             raise _refusal(path, f"{name!r} repeats a label")
