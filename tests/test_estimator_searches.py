@@ -220,16 +220,16 @@ SCORERS = {
 
 
 def test_scorers_that_need_the_batch(routing):
-    """With routing they get it; without, they are told beforehand, and raise where they were not."""
-    told = {name: scorer.with_labels(BF, BATCH, KIND) for name, scorer in SCORERS.items()}
+    """With routing they get it; without, they get it beforehand, and raise where they were not."""
+    given_labels = {name: scorer.with_labels(BF, BATCH, KIND) for name, scorer in SCORERS.items()}
     given = metadata(routing)
-    results = cross_validate(pipe(), BF, KIND, cv=2, params=given, scoring=told, error_score="raise")
-    for name in told:
+    results = cross_validate(pipe(), BF, KIND, cv=2, params=given, scoring=given_labels, error_score="raise")
+    for name in given_labels:
         assert_scored(results[f"test_{name}"])
     if routing:
         scorers = {**SCORERS, "image": image_error_scorer}
         same = cross_validate(pipe(), BF, KIND, cv=2, params=given, scoring=scorers, error_score="raise")
-        for name in told:
+        for name in given_labels:
             np.testing.assert_array_equal(same[f"test_{name}"], results[f"test_{name}"])
         assert_scored(same["test_image"])
     else:

@@ -111,10 +111,10 @@ def test_standardisation_and_validation_cells_stay_and_the_order_does_not(cells,
 
 def test_a_warm_start_is_reproducible_and_takes_other_cells(cells):
     other = make_cell_images(60, 2, 4, 16, random_state=9)  # other types and batches
-    twins = [fit(fit(began(warm_start=True), cells), other) for _ in range(2)]
-    np.testing.assert_array_equal(twins[0].transform(cells.bf), twins[1].transform(cells.bf))
-    assert twins[0].batches_.tolist() == sorted(set(other.batch))
-    assert fit(twins[0], cells).cell_types_.tolist() == sorted(set(cells.cell_type))
+    pair = [fit(fit(began(warm_start=True), cells), other) for _ in range(2)]
+    np.testing.assert_array_equal(pair[0].transform(cells.bf), pair[1].transform(cells.bf))
+    assert pair[0].batches_.tolist() == sorted(set(other.batch))
+    assert fit(pair[0], cells).cell_types_.tolist() == sorted(set(cells.cell_type))
 
 
 def test_without_warm_start_a_fit_starts_anew_and_keeps_no_discriminator(cells):
@@ -178,7 +178,7 @@ def test_an_interrupted_warm_start_resumes(cells, tmp_path, monkeypatch):
 
 
 class Recorder:
-    """Notes what it is told; stops a stage after so many epochs."""
+    """Notes what it is called with; stops a stage after so many epochs."""
 
     def __init__(self, **stop_after: int) -> None:
         self.stop_after = stop_after
@@ -189,12 +189,12 @@ class Recorder:
         return info.epoch == self.stop_after.get(info.stage)
 
 
-def test_callback_is_told_of_every_epoch(cells):
+def test_callback_is_called_after_every_epoch(cells):
     callback = Recorder()
     est = fit(began(callback=callback, removal_epochs=3), cells)
     assert est.callback is callback
-    told = [(info.stage, info.epoch, info.epochs) for info in callback.seen]
-    assert told == [("pretraining", e, 2) for e in (1, 2)] + [("batch_removal", e, 3) for e in (1, 2, 3)]
+    seen = [(info.stage, info.epoch, info.epochs) for info in callback.seen]
+    assert seen == [("pretraining", e, 2) for e in (1, 2)] + [("batch_removal", e, 3) for e in (1, 2, 3)]
     for info in callback.seen:
         history = est.history_[info.stage]
         assert {name: values[info.epoch - 1] for name, values in history.items() if name != "epoch"} == info.losses

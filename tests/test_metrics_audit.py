@@ -33,7 +33,7 @@ LINEAR = {**QUICK, "probes": ["linear"], "n_repeats": 1}
 
 
 class Cleaner(TransformerMixin, BaseEstimator):
-    """A stub: cells carry their type in row 0 and their batch in row 1; it keeps as much of the batch as it is told."""
+    """A stub: cells carry their type in row 0 and their batch in row 1; it keeps as much of the batch as it is asked to."""
 
     def __init__(self, keep=0.0):
         self.keep = keep
@@ -148,7 +148,7 @@ def test_only_cells_aside_are_scored(paired):
     X, truth, t, b = paired
     train = np.arange(180) < 90
     changed = X.copy()
-    changed[train] += 5  # predictions of training cells are far off, and nobody looks
+    changed[train] += 5  # predictions of training cells are far off, and nobody reads them
     found = audit(Cleaner(1.0), changed, X, b, t, truth=truth, probe_train=train, integration=True, **LINEAR)
     assert found["leakage_linear"].n_cells == found["mae"].n_cells == found["active_features"].n_cells == 90
     assert found["kbet"].n_cells == 90

@@ -72,7 +72,7 @@ def test_measurements_that_carry_their_batch(planted):
     measured = {"size": gain * table["size"] + offset}
     paid = retained_variation(only_batch, measured, b, t)["size"].linear.seen
     assert paid.score > 0.5
-    assert paid.chance > 0.5  # permuted within the batch, so it is told
+    assert paid.chance > 0.5  # permuted within the batch, so it is known
     centred = retained_variation(only_batch, measured, b, t, center="batch")["size"].linear.seen
     assert centred.score < 0.05
     right = retained_variation(X, measured, b, t, center="batch")["size"]

@@ -247,7 +247,7 @@ def test_active_features():
 
 # ----------------------------------------------------------------------------------------------------------- scorers
 class Painter(TransformerMixin, BaseEstimator):
-    """Its "predicted images" keep as much of the batch as it is told; features keep all of it."""
+    """Its "predicted images" keep as much of the batch as it is asked to; features keep all of it."""
 
     __metadata_request__fit = {"batch": True, "cell_type": True, "y_qpi": True}  # noqa: RUF012
 

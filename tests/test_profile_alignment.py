@@ -160,7 +160,7 @@ def test_more_cells_than_a_step_takes(monkeypatch):
 @pytest.mark.parametrize("matching", [0.0, 20.0])
 def test_a_cell_type_that_has_collapsed_is_warned_of_and_written_down(matching):
     cells = make_cell_images(240, 2, 2, 16, random_state=0)
-    same = np.arange(240) % 2  # labels without any meaning: the two types cannot both be told
+    same = np.arange(240) % 2  # labels without any meaning: the two types cannot be told apart
     est = BeGANTransformer(
         base_width=4, n_features=16, pretrain_epochs=1, removal_epochs=1, removal=OnlineRemoval(warmup_epochs=0),
         profile=ProfileAlignment(matching=matching),

@@ -80,8 +80,8 @@ def audit(
         that reach the classifier); a fitted search over either; or any transformer. Without ``predict_image`` there
         are no rows about images.
     X_bf : array-like of shape (n_cells, H, W) or (n_cells, H, W, C)
-        Brightfield images, **of cells that the model was not fitted on**. A model that has learned its training cells
-        by heart looks better on them than it is, and nothing in a fitted model tells which they were: keep cells
+        Brightfield images, **of cells that the model was not fitted on**. A model that has overfit looks better on
+        its training cells than it is, and nothing in a fitted model tells which they were: keep cells
         aside. ``trained_on`` checks it.
     y_qpi : array-like of shape (n_cells, H, W) or (n_cells, H, W, C), or None
         Measured target images.
