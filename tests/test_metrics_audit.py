@@ -33,7 +33,7 @@ LINEAR = {**QUICK, "probes": ["linear"], "n_repeats": 1}
 
 
 class Cleaner(TransformerMixin, BaseEstimator):
-    """A stub: cells carry their type in row 0 and their batch in row 1; it keeps as much of the batch as it is asked to."""
+    """A stub: cells carry their type in row 0 and their batch in row 1; keeps as much of the batch as asked."""
 
     def __init__(self, keep=0.0):
         self.keep = keep

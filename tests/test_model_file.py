@@ -27,7 +27,7 @@ from sklearn.exceptions import NotFittedError
 from sklearn.pipeline import make_pipeline
 
 import skbegan
-from skbegan import OnlineRemoval, ProfileAlignment
+from skbegan import OnlineRemoval, ProfileAlignment, _atomic
 from skbegan._version import versions
 from skbegan.estimator import BeGANTransformer
 from skbegan.io import model_file
@@ -360,7 +360,7 @@ def test_an_existing_file_survives_a_failure(est, saved, monkeypatch, failing):
     def fail(*args, **kwargs):
         raise OSError("disk full")
 
-    monkeypatch.setattr(*((model_file.os, "fsync") if failing == "write" else (Path, "replace")), fail)
+    monkeypatch.setattr(*((_atomic.os, "fsync") if failing == "write" else (Path, "replace")), fail)
     with pytest.raises(OSError, match="disk full"):
         save(load_copy(est).set_params(verbose=1), saved)
     monkeypatch.undo()

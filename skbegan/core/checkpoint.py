@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import io
-import os
 import uuid
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from skbegan._atomic import write_whole
 
 _MAGIC = b"skbegan checkpoint 1\n"
 
@@ -41,8 +42,9 @@ class Checkpoint:
             return
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._write(b"", self.path.with_name(f".{self.path.name}.trial"))
-            self.path.with_name(f".{self.path.name}.trial").unlink(missing_ok=True)
+            trial = self.path.with_name(f".{self.path.name}.{uuid.uuid4().hex[:8]}.trial")
+            write_whole(trial, b"")
+            trial.unlink(missing_ok=True)
         except OSError as error:
             raise ValueError(f"checkpoint_dir={str(self.path.parent)!r} cannot be written to ({error})") from error
 
@@ -54,22 +56,10 @@ class Checkpoint:
         torch.save(state, buffer)
         content = buffer.getvalue()
         try:
-            self._write(_MAGIC + hashlib.sha256(content).digest() + content, self.path)
+            write_whole(self.path, _MAGIC + hashlib.sha256(content).digest() + content)
         except OSError as error:
             return f"the checkpoint {self.path} could not be written ({error}); training goes on without"
         return None
-
-    @staticmethod
-    def _write(content: bytes, path: Path) -> None:
-        draft = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
-        try:
-            with draft.open("xb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-            draft.replace(path)
-        finally:
-            draft.unlink(missing_ok=True)
 
     def read(self, stage: str, epochs: int) -> dict[str, Any] | None:
         """Return the state in the file, or None if there is no file.

@@ -20,7 +20,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import uuid
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,6 +30,7 @@ import safetensors.numpy
 from sklearn.utils.validation import check_is_fitted
 
 from skbegan import checks, config
+from skbegan._atomic import write_whole
 from skbegan._foreign import refuse_lfs_pointer
 from skbegan._version import __version__, versions
 from skbegan.io.plain_data import decode, encode
@@ -235,15 +235,7 @@ def _replace(path: Path, content: bytes) -> None:
     path = Path(os.path.realpath(path))  # what a link points to is replaced, not the link
     if not path.parent.is_dir():
         raise FileNotFoundError(f"the folder {path.parent} does not exist")
-    draft = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
-    try:
-        with draft.open("xb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        draft.replace(path)
-    finally:
-        draft.unlink(missing_ok=True)
+    write_whole(path, content)
 
 
 # ------------------------------------------------------------------------------------------------------------ reading
