@@ -13,7 +13,7 @@ ROOT = Path(skbegan.__file__).parent
 SPEAKS_SKLEARN = {"estimator", "_model_estimator", "metrics", "checks", "plotting", "io", "datasets"}
 LEAVES = {"metrics", "datasets"}  # import nothing of ours
 GROUND = {"config", "design", "checks", "_rules", "_version"}  # import of ours only one another
-SHARED = {
+SHARED = {"_atomic", "_foreign", "_hdf5", "_labels"}  # import nothing of ours; for the leaves and all others
     "_atomic",
     "_foreign",
     "_hdf5",

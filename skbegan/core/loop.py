@@ -176,7 +176,7 @@ def run_stage(
         _restore(plan, state)
         reached = _Reached(state["history"], _snapshots(plan), state["best"], state["best_merit"], state["rollbacks"])
         first_epoch = epochs if state["stopped"] else state["epoch"] + 1
-    n_steps = n_minibatches(cells, minibatch_size)
+    n_steps = n_minibatches(len(cells), minibatch_size)
     interrupted = stopped = False
     counts = {"total": epochs * n_steps, "initial": first_epoch * n_steps}
     with tqdm(**counts, desc=plan.name.replace("_", " "), unit="step", disable=verbose <= 0) as bar:
@@ -233,15 +233,15 @@ def _run_epoch(
     plan: Plan, cells: Cells, validation: Cells | None, epoch: int, epochs: int, minibatch_size: int, bar: Any
 ) -> tuple[dict[str, float], dict[str, float]]:
     """Train on all cells once and validate; return the means of training and of validation losses."""
-    n_steps = n_minibatches(cells, minibatch_size)
+    n_steps = n_minibatches(len(cells), minibatch_size)
     plan.begin_epoch(epoch, cells)
     losses, held_out = _Sums(), _Sums()
-    for index, minibatch in enumerate(shuffled(cells, minibatch_size, plan.engine.rngs["order"])):
-        losses.add(plan.step(minibatch, (epoch + index / n_steps) / epochs))
+    for index, positions in enumerate(shuffled(len(cells), minibatch_size, plan.engine.rngs["order"])):
+        losses.add(plan.step(cells.take(positions), (epoch + index / n_steps) / epochs))
         bar.update()
     if validation is not None:
-        for minibatch in in_order(validation, max(minibatch_size, 64)):
-            held_out.add(plan.validate(minibatch), len(minibatch))
+        for positions in in_order(len(validation), max(minibatch_size, 64)):
+            held_out.add(plan.validate(validation.take(positions)), len(positions))
     values = [v for network in plan.networks.values() for v in network.state_dict().values() if v.is_floating_point()]
     losses.add({_WEIGHTS: torch.stack([norm.to(torch.float64) for norm in torch._foreach_norm(values)]).sum()}, 0)
     return losses.means(), held_out.means()  # the only wait for the device in an epoch

@@ -1,28 +1,26 @@
-"""The order in which cells are trained on."""
+"""The order in which cells are trained on: positions, whatever is at them."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
 import torch
-
-from skbegan.data.cells import Cells, Minibatch
-
-
-def shuffled(cells: Cells, size: int, rng: torch.Generator) -> Iterator[Minibatch]:
-    """Yield one epoch of full minibatches in random order; cells left over wait for another epoch."""
-    order = torch.randperm(len(cells), generator=rng)
-    size = min(size, len(cells))
-    for start in range(0, len(cells) - size + 1, size):
-        yield cells.take(order[start : start + size])
+from torch import Tensor
 
 
-def in_order(cells: Cells, size: int) -> Iterator[Minibatch]:
-    """Yield all cells in order, in minibatches of nearly equal length of at most `size`."""
-    for part in torch.arange(len(cells)).tensor_split(-(-len(cells) // size)):
-        yield cells.take(part)
+def shuffled(n: int, size: int, rng: torch.Generator) -> Iterator[Tensor]:
+    """Yield one epoch of full minibatches of `n` cells in random order; cells left over wait for another epoch."""
+    order = torch.randperm(n, generator=rng)
+    size = min(size, n)
+    for start in range(0, n - size + 1, size):
+        yield order[start : start + size]
 
 
-def n_minibatches(cells: Cells, size: int) -> int:
+def in_order(n: int, size: int) -> Iterator[Tensor]:
+    """Yield all of `n` cells in order, in minibatches of nearly equal length of at most `size`."""
+    yield from torch.arange(n).tensor_split(-(-n // size))
+
+
+def n_minibatches(n: int, size: int) -> int:
     """Return how many minibatches :func:`shuffled` yields."""
-    return len(cells) // min(size, len(cells))
+    return n // min(size, n)

@@ -156,14 +156,16 @@ class BatchStyles:
         size = effects.counts.to(cells.batch.device, cells.bf.dtype)[:, None, None, None]
         sums: list[Tensor] = []
         powers: list[Tensor] = []
-        for part in in_order(cells, CHUNK):
+        for positions in in_order(len(cells), CHUNK):
+            part = cells.take(positions)
             rows = self._row[part.cell_type, part.batch]
             for index, images in enumerate((part.source, part.target)):
                 if len(sums) == index:
                     sums.append(images.new_zeros(len(size), *images.shape[1:]))
                 sums[index].index_add_(0, rows[rows >= 0], images[rows >= 0])
         means = [total / size for total in sums]
-        for part in in_order(cells, CHUNK):
+        for positions in in_order(len(cells), CHUNK):
+            part = cells.take(positions)
             rows = self._row[part.cell_type, part.batch]
             for index, images in enumerate((part.source, part.target)):
                 known = rows >= 0

@@ -308,8 +308,8 @@ class OnlinePlan(ConditionalGAN):
         if "activity" in self.weights:
             self.activity = Activity(self._features(cells)[0])
         for _ in range(self.method.warmup_epochs):
-            for minibatch in shuffled(cells, self.config.minibatch_size, self.engine.rngs["classifiers"]):
-                minibatch, _ = self.views(minibatch)
+            for positions in shuffled(len(cells), self.config.minibatch_size, self.engine.rngs["classifiers"]):
+                minibatch, _ = self.views(cells.take(positions))
                 with torch.no_grad(), untracked(self.generator):
                     image, features = self.generate(minibatch.source, self.engine.rngs["dropout"])
                 self.update_classifiers(minibatch, image, features)

@@ -222,7 +222,8 @@ class ProfilePlan:
         """
         order = torch.randperm(len(self.cells), generator=self.rng)
         steps = min(
-            self.config.profile.steps, removal_epochs * n_minibatches(self.cells, self.config.removal.minibatch_size)
+            self.config.profile.steps,
+            removal_epochs * n_minibatches(len(self.cells), self.config.removal.minibatch_size),
         )
         history = self._align(order[:FEATURE_CELLS], validation, steps, names, verbose)
         if self.config.profile.image_erasure and self.config.removal.batch_image > 0:

@@ -191,7 +191,8 @@ class PublishedPlan(ConditionalGAN):
         """Return images (empty if unwanted) and features of all cells: batch statistics, and dropout on."""
         images, features = [], []
         with untracked(self.generator):
-            for part in in_order(cells, max(self.config.minibatch_size, 32)):
+            for positions in in_order(len(cells), max(self.config.minibatch_size, 32)):
+                part = cells.take(positions)
                 if want_images:
                     image, profile = self.generate(part.source, self.engine.rngs["dropout"])
                     images.append(image)
