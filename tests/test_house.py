@@ -14,11 +14,6 @@ SPEAKS_SKLEARN = {"estimator", "_model_estimator", "metrics", "checks", "plottin
 LEAVES = {"metrics", "datasets"}  # import nothing of ours
 GROUND = {"config", "design", "checks", "_rules", "_version"}  # import of ours only one another
 SHARED = {"_atomic", "_foreign", "_hdf5", "_labels"}  # import nothing of ours; for the leaves and all others
-    "_atomic",
-    "_foreign",
-    "_hdf5",
-    "_labels",
-}  # small modules that import nothing of ours, for the leaves and all others
 
 
 def imports() -> dict[str, set[str]]:
