@@ -168,14 +168,7 @@ def run_stage(
         When no epoch ended with finite losses and weights, whatever the learning rate.
     """
     checkpoint = checkpoint or Checkpoint(None)
-    state = checkpoint.read(plan.name, epochs)
-    first_epoch = 0
-    if state is None:
-        reached = _Reached({"epoch": []}, _snapshots(plan), None)
-    else:
-        _restore(plan, state)
-        reached = _Reached(state["history"], _snapshots(plan), state["best"], state["best_merit"], state["rollbacks"])
-        first_epoch = epochs if state["stopped"] else state["epoch"] + 1
+    reached, first_epoch = _begun(plan, checkpoint, epochs)
     n_steps = n_minibatches(len(cells), minibatch_size)
     interrupted = stopped = False
     counts = {"total": epochs * n_steps, "initial": first_epoch * n_steps}
@@ -210,6 +203,21 @@ def run_stage(
             interrupted = True
             message = f"interrupted in epoch {epoch + 1} of {epochs}; the best generator is kept"
             plan.events.append(Event(plan.name, message))
+    return _ended(plan, reached, epochs, interrupted, stopped)
+
+
+def _begun(plan: Plan, checkpoint: Checkpoint, epochs: int) -> tuple[_Reached, int]:
+    """Return what there is before the first epoch that is to be run, and which that is."""
+    state = checkpoint.read(plan.name, epochs)
+    if state is None:
+        return _Reached({"epoch": []}, _snapshots(plan), None), 0
+    _restore(plan, state)
+    reached = _Reached(state["history"], _snapshots(plan), state["best"], state["best_merit"], state["rollbacks"])
+    return reached, epochs if state["stopped"] else state["epoch"] + 1
+
+
+def _ended(plan: Plan, reached: _Reached, epochs: int, interrupted: bool, stopped: bool) -> StageResult:
+    """Give the generator its best weights and return what the stage leaves."""
     if epochs > 0 and not reached.history["epoch"] and not interrupted:
         raise FloatingPointError(
             f"{plan.name}: losses or weights were not finite in any epoch, though the learning rates were halved "

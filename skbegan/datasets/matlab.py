@@ -187,20 +187,7 @@ def load_cell_images(
     square = None if side is None else {"pad": max(edges), "crop": min(edges)}.get(fit or "")
     bf_images, qpi_images = (_allocate(column, sum(counts), side) for column in zip(*pairs, strict=True))
 
-    steps: Iterable[tuple[tuple[ImageVariable, ImageVariable], int]] = zip(pairs, counts, strict=True)
-    if verbose > 0:
-        from tqdm import tqdm
-
-        steps = tqdm(list(steps), desc="reading", unit="group")
-    start = 0
-    for (bf, qpi), count in steps:
-        for stack, out in ((bf, bf_images), (qpi, qpi_images)):
-            done = start
-            for images in read(stack, count):
-                resize_into(images, out[done : done + len(images)], square, antialias=antialias)
-                done += len(images)
-        start += count
-
+    _read_into(pairs, counts, bf_images, qpi_images, square, antialias, verbose)
     labels = {
         name: np.repeat(np.array([getattr(group, name) for group in groups], dtype=np.str_), counts)
         for name in ("batch", "cell_type", "split", *(("drug", "dose") if layout_found == "drugs" else ()))
@@ -214,6 +201,31 @@ def load_cell_images(
 
     files = [(bf.path, qpi.path) for bf, qpi in pairs]
     return Bunch(bf=bf_images, qpi=qpi_images, **labels, group_files=files, DESCR=description)
+
+
+def _read_into(
+    pairs: list[tuple[ImageVariable, ImageVariable]],
+    counts: list[int],
+    bf_images: NDArray[np.float32],
+    qpi_images: NDArray[np.float32],
+    square: int | None,
+    antialias: bool,
+    verbose: int,
+) -> None:
+    """Fill both arrays with the first cells of each group, resized."""
+    steps: Iterable[tuple[tuple[ImageVariable, ImageVariable], int]] = zip(pairs, counts, strict=True)
+    if verbose > 0:
+        from tqdm import tqdm
+
+        steps = tqdm(list(steps), desc="reading", unit="group")
+    start = 0
+    for (bf, qpi), count in steps:
+        for stack, out in ((bf, bf_images), (qpi, qpi_images)):
+            done = start
+            for images in read(stack, count):
+                resize_into(images, out[done : done + len(images)], square, antialias=antialias)
+                done += len(images)
+        start += count
 
 
 # --- files ---------------------------------------------------------------------------------------------------------

@@ -246,32 +246,36 @@ def audit(
     errors = add_errors(sheet, predicted, targets, design, scored, references)
 
     per_batch, per_type = groups(design, scored, model[FEATURES], errors, [probe for probe in known if probe != "cnn"])
+    details = Bunch(
+        model=Bunch(features=model[FEATURES], images=model[IMAGES], **errors),
+        raw=raw,
+        truth=ceiling,
+        retained=Bunch(**kept),
+        cross_batch_precision=Bunch(**found),
+    )
+    return Audit(
+        title=f"Audit of {type(estimator).__name__} on {int(scored.sum())} cells, "
+        f"{counted(len(design.batches), 'batch')} and {counted(len(design.types), 'cell type')}",
+        about=[*_about_probes(design, n_splits, n_repeats, n_components), *_about_measurements(sheet, center)],
+        measures=sheet.measures,
+        per_batch=per_batch,
+        per_type=per_type,
+        skipped=sheet.skipped,
+        details=details,
+    )
+
+
+def _about_probes(design: Design, n_splits: int, n_repeats: int, n_components: int) -> list[str]:
     how = (
         f"cross-fitted on these cells ({n_splits} folds)"
         if design.train is None
         else f"trained on {int(design.train.sum())} other cells (probe_train)"
     )
-    return Audit(
-        title=f"Audit of {type(estimator).__name__} on {int(scored.sum())} cells, "
-        f"{counted(len(design.batches), 'batch')} and {counted(len(design.types), 'cell type')}",
-        about=[
-            f"Probes are {how}, {counted(n_repeats, 'repeat')}; images are given to them as {n_components} principal "
-            "components.",
-            "The figures hold only if the model was not fitted on the scored cells, which it cannot tell.",
-            *_about_measurements(sheet, center),
-        ],
-        measures=sheet.measures,
-        per_batch=per_batch,
-        per_type=per_type,
-        skipped=sheet.skipped,
-        details=Bunch(
-            model=Bunch(features=model[FEATURES], images=model[IMAGES], **errors),
-            raw=raw,
-            truth=ceiling,
-            retained=Bunch(**kept),
-            cross_batch_precision=Bunch(**found),
-        ),
-    )
+    return [
+        f"Probes are {how}, {counted(n_repeats, 'repeat')}; images are given to them as {n_components} principal "
+        "components.",
+        "The figures hold only if the model was not fitted on the scored cells, which it cannot tell.",
+    ]
 
 
 # ------------------------------------------------------------------------------------------------------------ input
