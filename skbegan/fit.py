@@ -139,11 +139,7 @@ class _Stages:
             if interrupted and not result.history["epoch"]:
                 raise KeyboardInterrupt
             self._record("pretraining", result)
-        if removes and interrupted:
-            self.events.append(
-                Event("fit", "batch removal and profile alignment did not run: the batch is still there")
-            )
-        elif removes:
+        if removes and not interrupted:
             result = self._remove_batch(networks)
             networks, interrupted = Start(result.generator, result.discriminator), result.interrupted
             if result.history["epoch"]:
@@ -153,6 +149,8 @@ class _Stages:
         model = self._model(networks, keep_discriminator)
         if removes and "batch_removal" in self.history and self.config.removal.method.aligns_profile:
             model = self._align_profile(model)
+        if interrupted:
+            self.events.append(self._what_ran(removes))
         runtime = self.config.runtime
         model.check_finite(self.dataset.bf, self.split.train_rows, device=str(self.device), precision=runtime.precision)
         events = [*(self.earlier.history.get("events", ()) if self.earlier else ()), *map(str, self.events)]
@@ -262,6 +260,20 @@ class _Stages:
             precision=runtime.precision,
             minibatch_size=self.config.removal.minibatch_size,
         )
+
+    def _what_ran(self, removes: bool) -> Event:
+        """Say which stages ran to their end in a fit that Ctrl-C has ended."""
+        epochs = {"pretraining": self.config.pretraining.epochs, "batch_removal": self.config.removal.epochs}
+        parts = []
+        for stage, wanted in epochs.items():
+            name, done = stage.replace("_", " "), len(self.history.get(stage, _NO_HISTORY)["epoch"])
+            if stage in self.history:
+                parts.append(f"{name} ran to its end" if done >= wanted else f"{name} ran {done} of {wanted} epochs")
+        if "profile_alignment" in self.history:
+            parts.append("profile alignment ran to its end")
+        if removes and "batch_removal" not in self.history:
+            parts.append("batch removal and profile alignment did not run: the batch is still there")
+        return Event("fit", f"interrupted by Ctrl-C; {', '.join(parts)}")
 
     # What they have in common -------------------------------------------------------------------------------------
 
