@@ -122,6 +122,7 @@ class _Stages:
         self.design = Design.of(batch, cell_type, dataset.n_batches, dataset.n_cell_types, reference)
         self.history: dict[str, Any] = {}
         self.events: list[Event] = []
+        self.results: dict[str, StageResult] = {}  # of this fit
         self.start: Start | None = None
         if earlier is not None:
             self._go_on_from(earlier)
@@ -265,13 +266,14 @@ class _Stages:
         """Say which stages ran to their end in a fit that Ctrl-C has ended."""
         epochs = {"pretraining": self.config.pretraining.epochs, "batch_removal": self.config.removal.epochs}
         parts = []
-        for stage, wanted in epochs.items():
-            name, done = stage.replace("_", " "), len(self.history.get(stage, _NO_HISTORY)["epoch"])
-            if stage in self.history:
-                parts.append(f"{name} ran to its end" if done >= wanted else f"{name} ran {done} of {wanted} epochs")
+        for stage, result in self.results.items():
+            name, done = stage.replace("_", " "), len(result.history["epoch"])
+            parts.append(
+                f"{name} ran to its end" if result.finished else f"{name} ran {done} of {epochs[stage]} epochs"
+            )
         if "profile_alignment" in self.history:
             parts.append("profile alignment ran to its end")
-        if removes and "batch_removal" not in self.history:
+        if removes and "batch_removal" not in self.results:
             parts.append("batch removal and profile alignment did not run: the batch is still there")
         return Event("fit", f"interrupted by Ctrl-C; {', '.join(parts)}")
 
@@ -287,6 +289,7 @@ class _Stages:
     def _record(self, stage: str, result: StageResult) -> None:
         self.history[stage] = joined(self.history.get(stage, _NO_HISTORY), result.history)
         self.events += result.events
+        self.results[stage] = result
 
     def _split(self, train_rows: np.ndarray, validation_rows: np.ndarray) -> Split:
         if self.earlier is not None:
