@@ -18,13 +18,14 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent
 VENV = Path(os.environ.get("SKBEGAN_VENV", ROOT / ".venv"))
 # -P keeps the checkout off sys.path: the installed wheel is imported, not the folder beside it.
+TESTS = ["-P", "-m", "pytest", "tests", "-q", "-n", "auto"]  # a process per core, one thread each
 EXAMPLES = ["-P", "-m", "pytest", "--doctest-modules", "--pyargs", "skbegan", "-q"]  # those in docstrings
 TASKS = {
     "quickstart": [["-P", "examples/quickstart.py"]],
-    "tests": [["-P", "-m", "pytest", "tests", "-q"], EXAMPLES],
-    "fast-tests": [["-P", "-m", "pytest", "tests", "-q", "-m", "not slow"], EXAMPLES],
+    "tests": [TESTS, EXAMPLES],
+    "fast-tests": [[*TESTS, "-m", "not slow"], EXAMPLES],
     "checks": [["-m", "ruff", "check", "."], ["-m", "ruff", "format", "--check", "."], ["-m", "mypy"]],
-    "lowest": [["-P", "-m", "pytest", "tests", "-q", "-m", "not slow"]],
+    "lowest": [[*TESTS, "-m", "not slow"]],
     "install": [],
 }
 

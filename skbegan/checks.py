@@ -187,9 +187,8 @@ def _check_finite(array: np.ndarray, name: str) -> None:
     for start in range(0, len(array), step):
         part = array[start : start + step]
         if kind == "f":
-            limit = np.finfo(np.float32).max if size > 4 else np.inf
             with np.errstate(invalid="ignore"):
-                good = np.isfinite(part) & (np.abs(part) <= limit)
+                good = np.isfinite(part) if size <= 4 else np.abs(part) <= np.finfo(np.float32).max
         else:
             good = (part <= _EXACT) & (part >= (-_EXACT if kind == "i" else 0))
         if good.all():

@@ -133,6 +133,7 @@ def test_no_function_takes_none_for_the_global_random_state(cells, function):
     features = cells.bf.reshape(len(cells.bf), -1)[:, ::16]
     arguments = {"features": features, "images": cells.bf, "batch": cells.batch, "cell_type": cells.cell_type}
     arguments |= {"X_bf": cells.bf, "y_qpi": cells.qpi, "probes": ["linear"], "n_repeats": 1, "image_size": 16}
+    arguments |= {"measurements": {"area": features[:, 0], "mass": features[:, 1]}}
     names = inspect.signature(function).parameters
     given: dict[str, Any] = {name: value for name, value in arguments.items() if name in names}
     if "estimator" in names:
