@@ -73,7 +73,7 @@ class ModelEstimator(BaseEstimator):
             held = getattr(self, holder, None)
             if not isinstance(held, Parameters) or field not in held.get_params():
                 known = sorted(n for n in self.get_params() if n.startswith(f"{holder}__")) or "none"
-                raise ValueError(f"invalid parameter {name!r} for {type(self).__name__}; those of {holder}: {known}")
+                raise ValueError(f"Invalid parameter {name!r} for {type(self).__name__}; those of {holder}: {known}")
             # They are frozen, since several estimators may share one.
             setattr(self, holder, dataclasses.replace(held, **{field: value}))
         return self

@@ -8,6 +8,8 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from skbegan._labels import as_labels
+
 Array: TypeAlias = NDArray[Any]
 RandomState: TypeAlias = int | np.random.Generator | np.random.RandomState | None
 
@@ -50,15 +52,14 @@ def check_pixels(images: ArrayLike, name: str) -> Array:
 
 def check_labels(labels: ArrayLike, name: str, n_cells: int) -> tuple[Array, Array]:
     """Return the sorted distinct labels and each cell's code."""
-    array = np.asarray(labels, dtype=object)
+    given = np.asarray(labels, dtype=object)
+    missing = [v is None or type(v).__name__ in ("NAType", "NaTType") or bool(v != v) for v in given.ravel()]
+    if given.ndim == 1 and any(missing):
+        raise ValueError(f"{name} has missing labels (None or NaN), first at cell {missing.index(True)}.")
+    array = as_labels(labels, name)
     if array.shape != (n_cells,):
         raise ValueError(f"{name} must be 1-D with one label per cell: expected shape ({n_cells},), got {array.shape}.")
-    if any(v is None or type(v).__name__ in ("NAType", "NaTType") or v != v for v in array):
-        raise ValueError(f"{name} has missing labels (None or NaN).")
-    try:
-        values, codes = np.unique(array, return_inverse=True)
-    except TypeError as error:
-        raise ValueError(f"{name} mixes labels of different kinds, e.g. numbers and strings.") from error
+    values, codes = np.unique(array, return_inverse=True)
     return values, codes.astype(np.intp)
 
 

@@ -7,6 +7,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from skbegan._labels import as_labels
+
 # Okabe & Ito (2008), told apart with any common colour vision; black last, and two of Paul Tol's muted colours.
 COLOURS = (
     "#0072B2",
@@ -41,7 +43,7 @@ def new_figure(figure: Any, figsize: tuple[float, float]) -> Any:
 def check_labels(values: ArrayLike | None, n: int, name: str) -> NDArray[Any] | None:
     if values is None:
         return None
-    array = np.asarray(values)
+    array = as_labels(values, name)
     if array.shape != (n,):
         raise ValueError(f"{name} must be 1-D with one label per cell: expected shape ({n},), got {array.shape}.")
     return array
