@@ -173,8 +173,7 @@ def run_stage(
     if state is None:
         reached = _Reached({"epoch": []}, _snapshots(plan), None)
     else:
-        _restore(plan, state)
-        reached = _Reached(state["history"], _snapshots(plan), state["best"], state["best_merit"], state["rollbacks"])
+        reached = _resumed(plan, state, checkpoint)
         first_epoch = epochs if state["stopped"] else state["epoch"] + 1
     n_steps = n_minibatches(cells, minibatch_size)
     interrupted = stopped = False
@@ -339,6 +338,23 @@ def _capture(plan: Plan, epoch: int, reached: _Reached) -> dict[str, Any]:
         "best_merit": reached.best_merit,
         "rollbacks": reached.rollbacks,
     }
+
+
+def _resumed(plan: Plan, state: dict[str, Any], checkpoint: Checkpoint) -> _Reached:
+    """Take up a state, or raise ValueError if it is that of other networks."""
+    try:
+        _restore(plan, state)
+        state["stopped"] = bool(state["stopped"])
+        shapes = {name: value.shape for name, value in plan.generator.state_dict().items()}
+        if state["best"] is not None and {name: value.shape for name, value in state["best"].items()} != shapes:
+            raise ValueError("its best generator has other weights")
+        parts = state["history"], _snapshots(plan), state["best"], float(state["best_merit"]), int(state["rollbacks"])
+        if len(parts[0]["epoch"]) > state["epoch"] + 1:
+            raise ValueError("its history is longer than its epochs")
+    except Exception as error:
+        reason = " ".join(str(error).split())[:200]
+        raise checkpoint.refusal(f"it is not of this fit: {type(error).__name__}: {reason}") from error
+    return _Reached(*parts)
 
 
 def _restore(plan: Plan, state: dict[str, Any]) -> None:
