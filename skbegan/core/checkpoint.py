@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import math
 import os
 import time
 import uuid
@@ -119,8 +120,9 @@ class Checkpoint:
             if hashlib.sha256(content[head:]).digest() != content[len(_MAGIC) : head]:
                 raise ValueError("its content does not match its digest")
             state = torch.load(io.BytesIO(content[head:]), map_location="cpu", weights_only=True)
-            if state["stage"] != stage or not 0 <= state["epoch"] < epochs:
-                raise ValueError(f"it is of stage {state['stage']!r}, epoch {state['epoch']!r}")
+            if state["stage"] != stage or type(state["epoch"]) is not int or not 0 <= state["epoch"] < epochs:
+                raise ValueError(f"it is of stage {str(state['stage'])[:40]!r}, epoch {str(state['epoch'])[:40]}")
+            _check_history(state)
             kept = [] if state["best"] is None else [state["best"]]
             if not all(map(_is_finite, [*state["networks"].values(), *kept])):
                 raise ValueError("it holds weights that are not finite")
@@ -139,6 +141,77 @@ class Checkpoint:
             path = self.path
             with suppress(OSError):
                 _patiently(lambda: path.unlink(missing_ok=True))
+
+
+def _check_history(state: dict[str, Any]) -> None:
+    history, epochs = state["history"], state["history"]["epoch"]
+    if not epochs == sorted(set(epochs)) or not all(type(n) is int and 1 <= n <= state["epoch"] + 1 for n in epochs):
+        raise ValueError("its history is not one of its epochs")
+    for name, losses in history.items():
+        if len(losses) != len(epochs) or not all(isinstance(value, int | float) for value in losses):
+            raise ValueError(f"its history of {str(name)[:40]!r} is not one number per epoch")
+    numbers = state["best_merit"], state["rollbacks"], state["stopped"]
+    if tuple(map(type, numbers)) != (float, int, bool) or math.isnan(numbers[0]) or numbers[1] < 0:
+        raise ValueError("its numbers of the best epoch and of rollbacks are none")
+    if not all(tuple(map(type, event)) == (str, str, bool) for event in state["events"]):
+        raise ValueError("its events are none")
+
+
+def check_optimizer(saved: dict[str, Any], optimizer: torch.optim.Optimizer) -> None:
+    """Check a saved state of Adam against the optimizer that is to take it up.
+
+    PyTorch does not: moments of other shapes are read beyond their end by the fused kernel.
+
+    Raises
+    ------
+    ValueError, LookupError, TypeError
+    """
+    groups = optimizer.state_dict()["param_groups"]
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    if len(saved["param_groups"]) != len(groups):
+        raise ValueError("its optimizer has other groups")
+    for group, found in zip(groups, saved["param_groups"], strict=True):
+        if group.keys() != found.keys():
+            raise ValueError("the groups of its optimizer have other entries")
+        for name, value in group.items():
+            if type(found[name]) is not type(value):
+                raise ValueError(f"{name} of its optimizer is a {type(found[name]).__name__}")
+            moves = name in ("lr", "eps", "n_steps")
+            if not (0 <= found[name] < math.inf if moves else found[name] == value):
+                raise ValueError(f"{name} of its optimizer is {str(found[name])[:40]}")
+    for index, moments in saved["state"].items():
+        shape, dtype = parameters[index].shape, parameters[index].dtype
+        expected = {"step": (torch.Size(), torch.float32), "exp_avg": (shape, dtype), "exp_avg_sq": (shape, dtype)}
+        if {name: (value.shape, value.dtype) for name, value in moments.items()} != expected:
+            raise ValueError(f"its optimizer has other moments of parameter {index}")
+        if not _is_finite(moments) or bool((moments["exp_avg_sq"] < 0).any()) or not moments["step"] >= 0:
+            raise ValueError(f"its optimizer has moments of parameter {index} that are not finite")
+
+
+def check_plan_state(saved: dict[str, Any], current: dict[str, Any]) -> None:
+    """Check what else a stage keeps: the same entries as it has now, and finite numbers.
+
+    Raises
+    ------
+    ValueError
+    """
+    if saved.keys() != current.keys():
+        raise ValueError("the state of its stage has other entries")
+    for name, value in saved.items():
+        if None not in (value, current[name]) and type(value) is not type(current[name]):
+            raise ValueError(f"{name} of its stage is a {type(value).__name__}")
+        if not _numbers_are_finite(value):
+            raise ValueError(f"{name} of its stage is not finite")
+
+
+def _numbers_are_finite(value: Any) -> bool:
+    if isinstance(value, dict):
+        return all(map(_numbers_are_finite, value.values()))
+    if isinstance(value, list | tuple):
+        return all(map(_numbers_are_finite, value))
+    if isinstance(value, Tensor):
+        return not value.is_floating_point() or bool(value.isfinite().all())
+    return not isinstance(value, float) or math.isfinite(value)
 
 
 def _patiently(action: Callable[[], T]) -> T:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from skbegan.core.checkpoint import Checkpoint
+from skbegan.core.checkpoint import Checkpoint, check_optimizer, check_plan_state
 from skbegan.core.engine import Engine, Event, new_rng
 from skbegan.core.losses import History
 from skbegan.core.networks import Discriminator, Generator, Weights, snapshot, to_numpy, untracked
@@ -343,18 +343,17 @@ def _capture(plan: Plan, epoch: int, reached: _Reached) -> dict[str, Any]:
 def _resumed(plan: Plan, state: dict[str, Any], checkpoint: Checkpoint) -> _Reached:
     """Take up a state, or raise ValueError if it is that of other networks."""
     try:
-        _restore(plan, state)
-        state["stopped"] = bool(state["stopped"])
         shapes = {name: value.shape for name, value in plan.generator.state_dict().items()}
         if state["best"] is not None and {name: value.shape for name, value in state["best"].items()} != shapes:
             raise ValueError("its best generator has other weights")
-        parts = state["history"], _snapshots(plan), state["best"], float(state["best_merit"]), int(state["rollbacks"])
-        if len(parts[0]["epoch"]) > state["epoch"] + 1:
-            raise ValueError("its history is longer than its epochs")
+        for name, optimizer in plan.engine.optimizers.items():
+            check_optimizer(state["optimizers"][name], optimizer)
+        check_plan_state(state["state"], plan.state())
+        _restore(plan, state)
     except Exception as error:
         reason = " ".join(str(error).split())[:200]
         raise checkpoint.refusal(f"it is not of this fit: {type(error).__name__}: {reason}") from error
-    return _Reached(*parts)
+    return _Reached(state["history"], _snapshots(plan), state["best"], state["best_merit"], state["rollbacks"])
 
 
 def _restore(plan: Plan, state: dict[str, Any]) -> None:
