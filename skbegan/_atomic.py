@@ -3,8 +3,14 @@
 from __future__ import annotations
 
 import os
+import time
 import uuid
+from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
+
+T = TypeVar("T")
+_TRIES, _PAUSE = 6, 0.05  # seconds
 
 
 def write_whole(path: Path, content: bytes) -> None:
@@ -22,6 +28,16 @@ def write_whole(path: Path, content: bytes) -> None:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        draft.replace(path)
+        patiently(lambda: draft.replace(path))
     finally:
         draft.unlink(missing_ok=True)
+
+
+def patiently(action: Callable[[], T]) -> T:
+    """Return what `action` does, tried again for a moment: Windows refuses while another process has the file open."""
+    for _ in range(_TRIES - 1):
+        try:
+            return action()
+        except PermissionError:
+            time.sleep(_PAUSE)
+    return action()

@@ -89,7 +89,28 @@ class FittedModel:
         device, precision : str
         minibatch_size : int or None, default=None
             None uses population statistics; a number those of consecutive minibatches, as the original does.
+
+        Raises
+        ------
+        FloatingPointError
+            If any of them is not finite.
         """
+        values = self._values(bf, want, device, precision, minibatch_size)
+        if not _is_finite(values):
+            raise FloatingPointError(
+                f"the {want} that the model gives for these cells are not finite: their pixels, or the model's weights "
+                "or scalings, are far from those of a fit"
+            )
+        return values
+
+    def _values(
+        self,
+        bf: np.ndarray,
+        want: Literal["features", "images"],
+        device: str,
+        precision: str,
+        minibatch_size: int | None = None,
+    ) -> np.ndarray:
         import torch
 
         from skbegan.core.engine import undisturbed
@@ -105,8 +126,9 @@ class FittedModel:
             with order:
                 values = infer(generator, source, want=want, minibatch_size=minibatch_size, dtype=dtype)
         if want == "images":  # in place: no second array of all images
-            values *= self.target_scaling.scale.astype(np.float32)[:, None, None]
-            values += self.target_scaling.mean.astype(np.float32)[:, None, None]
+            with np.errstate(over="ignore", invalid="ignore"):
+                values *= self.target_scaling.scale.astype(np.float32)[:, None, None]
+                values += self.target_scaling.mean.astype(np.float32)[:, None, None]
         return values
 
     def foreign_units(self, bf: np.ndarray) -> str | None:
@@ -175,8 +197,7 @@ class FittedModel:
             parts = np.array_split(chosen, -(-len(chosen) // 256))
             wanted: tuple[Literal["features", "images"], ...] = ("features", "images")
             for want in wanted:
-                outputs = (self.predict(bf[part], want, device=device, precision=precision) for part in parts)
-                if not all(np.isfinite(values).all() for values in outputs):
+                if not all(_is_finite(self._values(bf[part], want, device, precision)) for part in parts):
                     odd.append(f"{want} of training cells")
         if odd:
             raise FloatingPointError(
@@ -206,3 +227,8 @@ class FittedModel:
     def __getstate__(self) -> dict[str, Any]:
         # The generator is built again from the weights where it is used, on the device of there.
         return {name: value for name, value in self.__dict__.items() if name != "_generator"}
+
+
+def _is_finite(values: np.ndarray) -> bool:
+    # Not np.isfinite of all: that would be another array as large.
+    return not values.size or bool(np.isfinite(values.min()) and np.isfinite(values.max()))

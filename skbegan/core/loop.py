@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from skbegan.core.checkpoint import Checkpoint
+from skbegan.core.checkpoint import Checkpoint, check_optimizer, check_plan_state
 from skbegan.core.engine import Engine, Event, new_rng
 from skbegan.core.losses import History
 from skbegan.core.networks import Discriminator, Generator, Weights, snapshot, to_numpy, untracked
@@ -211,9 +211,7 @@ def _begun(plan: Plan, checkpoint: Checkpoint, epochs: int) -> tuple[_Reached, i
     state = checkpoint.read(plan.name, epochs)
     if state is None:
         return _Reached({"epoch": []}, _snapshots(plan), None), 0
-    _restore(plan, state)
-    reached = _Reached(state["history"], _snapshots(plan), state["best"], state["best_merit"], state["rollbacks"])
-    return reached, epochs if state["stopped"] else state["epoch"] + 1
+    return _resumed(plan, state, checkpoint), epochs if state["stopped"] else state["epoch"] + 1
 
 
 def _ended(plan: Plan, reached: _Reached, epochs: int, interrupted: bool, stopped: bool) -> StageResult:
@@ -347,6 +345,22 @@ def _capture(plan: Plan, epoch: int, reached: _Reached) -> dict[str, Any]:
         "best_merit": reached.best_merit,
         "rollbacks": reached.rollbacks,
     }
+
+
+def _resumed(plan: Plan, state: dict[str, Any], checkpoint: Checkpoint) -> _Reached:
+    """Take up a state, or raise ValueError if it is that of other networks."""
+    try:
+        shapes = {name: value.shape for name, value in plan.generator.state_dict().items()}
+        if state["best"] is not None and {name: value.shape for name, value in state["best"].items()} != shapes:
+            raise ValueError("its best generator has other weights")
+        for name, optimizer in plan.engine.optimizers.items():
+            check_optimizer(state["optimizers"][name], optimizer)
+        check_plan_state(state["state"], plan.state())
+        _restore(plan, state)
+    except Exception as error:
+        reason = " ".join(str(error).split())[:200]
+        raise checkpoint.refusal(f"it is not of this fit: {type(error).__name__}: {reason}") from error
+    return _Reached(state["history"], _snapshots(plan), state["best"], state["best_merit"], state["rollbacks"])
 
 
 def _restore(plan: Plan, state: dict[str, Any]) -> None:
