@@ -86,6 +86,7 @@ class Architecture:
     base_width: int = parameter(64, Count(1))
     n_features: int = parameter(512, Count(1))
     standardize: bool = parameter(True, Flag())
+    head_width: int = parameter(4, Count(1))
 
 
 @dataclass(frozen=True)
@@ -97,6 +98,7 @@ class Pretraining:
     image: float = parameter(100.0, WEIGHT, "pretrain_image_weight")
     learning_rate: float = parameter(2e-4, RATE)
     discriminator_learning_rate: float = parameter(1e-4, RATE)
+    decay: float = parameter(0.0, SHARE, "pretrain_decay")
     minibatch_size: int = parameter(64, Count(2))
     augment: bool = parameter(True, Flag())
 
@@ -197,6 +199,10 @@ class OnlineRemoval(RemovalMethod):
     invariance: float = parameter(5.0, WEIGHT)
     activity: float = parameter(2.0, WEIGHT)
     decorrelation: float = parameter(2.0, WEIGHT)
+    target_style: str = parameter("transferred", Choice(("transferred", "canonical")))
+    identity: float = parameter(0.0, WEIGHT)
+    temperature: float = parameter(0.2, RATE)
+    descriptors: float = parameter(0.0, WEIGHT)
 
 
 @dataclass(frozen=True, repr=False)
@@ -317,6 +323,8 @@ class ProfileAlignment(Parameters):
     kernel_widths: tuple[float, ...] = parameter((0.1, 0.3, 1.0, 3.0), Numbers())
     ridge: float = parameter(0.1, RATE)
     matching_shares: tuple[float, ...] = parameter((1.0, 0.25, 0.05), Numbers())
+    descriptor_share: float = parameter(0.0, SHARE)
+    whitening: float = parameter(0.0, SHARE)
 
 
 @dataclass(frozen=True)

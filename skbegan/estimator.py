@@ -182,6 +182,8 @@ class BeGANTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ModelE
         n_features: int = 512,
         pretrain_epochs: int = 100,
         pretrain_image_weight: float = 100.0,
+        pretrain_decay: float = 0.0,
+        head_width: int = 4,
         removal_epochs: int = 300,
         refresh_epochs: int = 5,
         classifier_epochs: int = 100,
@@ -217,6 +219,8 @@ class BeGANTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ModelE
         self.n_features = n_features
         self.pretrain_epochs = pretrain_epochs
         self.pretrain_image_weight = pretrain_image_weight
+        self.pretrain_decay = pretrain_decay
+        self.head_width = head_width
         self.removal_epochs = removal_epochs
         self.refresh_epochs = refresh_epochs
         self.classifier_epochs = classifier_epochs

@@ -77,7 +77,7 @@ def fold(generator: Generator, dtype: torch.dtype) -> Generator:
         assert isinstance(level, nn.Sequential)
         level[0], level[1] = fuse_conv_bn_eval(level[0], level[1]), nn.Identity()  # type: ignore[arg-type, type-var]
     for name, module in generator.named_children():
-        if name not in ("profile", "erasure"):
+        if name not in ("profile", "erasure", "descriptors"):
             module.to(dtype=dtype).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return generator.requires_grad_(False)
 

@@ -152,6 +152,24 @@ def invariance(features: Tensor, others: Tensor) -> Tensor:
     return ((features - others).square().mean(0) / (spread + floor)).mean()
 
 
+def identity(features: Tensor, others: Tensor, temperature: float) -> Tensor:
+    """Return the cross-entropy of finding each cell's own second view among those of the minibatch, both ways.
+
+    InfoNCE (van den Oord et al., arXiv:1807.03748, 2018; with two views as in Chen et al., ICML 2020) on the cosine of
+    standardised features. The styles of the views are drawn independently of the batch, which is no help in finding the
+    partner: it asks for what tells cells apart, and not for the batch.
+
+    Parameters
+    ----------
+    features, others : Tensor of shape (n, n_features)
+        Of the same cells in two views.
+    temperature : float
+    """
+    cosine = F.normalize(standardised(features)) @ F.normalize(standardised(others)).T
+    own = torch.arange(len(features), device=features.device)
+    return 0.5 * (F.cross_entropy(cosine / temperature, own) + F.cross_entropy(cosine.T / temperature, own))
+
+
 def standardised(features: Tensor) -> Tensor:
     """Return features with mean 0 and spread 1 over the minibatch, as a probe would scale them.
 

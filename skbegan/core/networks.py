@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from skbegan.core import cpu_kernels
+from skbegan.core.descriptors import Descriptors
 from skbegan.core.engine import Network, new_rng, place
 
 Weights = dict[str, np.ndarray]
@@ -149,6 +150,7 @@ class Generator(nn.Module):
         out_channels: int = 1,
         dropout: float = 0.5,
         head_widths: Sequence[int] | None = None,
+        head_width: int = MIN_HEAD_WIDTH,
     ) -> None:
         super().__init__()
         depth = check_side(side)
@@ -164,7 +166,7 @@ class Generator(nn.Module):
         for level, width in enumerate(reversed(widths)):
             self.decoder.append(Decoding(channels, width, dropout if level < 2 else 0.0))
             channels = 2 * width  # its own channels and those of the skip connection
-        head = head_widths or [max(MIN_HEAD_WIDTH, base_width // share) for share in (2, 4, 8, 16)]
+        head = head_widths or [max(head_width, base_width // share) for share in (2, 4, 8, 16)]
         self.to_full_size = Decoding(channels, head[0])
         self.head = nn.ModuleList()
         channels = head[0] + in_channels
@@ -175,6 +177,7 @@ class Generator(nn.Module):
         # What profile alignment puts behind features and images; training bypasses both.
         self.profile: nn.Module = nn.Identity()
         self.erasure: nn.Module = nn.Identity()
+        self.descriptors: Descriptors | None = None
 
     @staticmethod
     def sizes_of(shapes: Mapping[str, Sequence[int]]) -> dict[str, Any]:
@@ -221,8 +224,16 @@ class Generator(nn.Module):
         return self.to_image(x)
 
     def profile_of(self, source: Tensor) -> Tensor:
-        """Return what a user gets as features."""
-        return self.profile(self.encode(source)[0])
+        """Return what a user gets as features: of the bottleneck, and of the predicted image where the profile asks."""
+        return self.profile(self.content_of(source))
+
+    def content_of(self, source: Tensor) -> Tensor:
+        """Return what the profile is made of: the features, and descriptors of the predicted image if there are any."""
+        if self.descriptors is None:
+            return self.encode(source)[0]
+        image, features = self(source)
+        seen = self.descriptors(self.erasure(image))
+        return torch.cat([features.to(seen.dtype), seen], dim=1)
 
     def image_of(self, source: Tensor) -> Tensor:
         """Return what a user gets as the predicted image."""
@@ -265,15 +276,15 @@ class DrawsItself(nn.Module):
 
 
 class ProfileMap(nn.Module):
-    """From features (n, n_features) to profiles of the same shape.
+    """From features (n, n_inputs) to profiles (n, n_outputs).
 
     Features are written as a code of fewer numbers, their principal components; the code is corrected by a small
     network; what the code does not hold is left at its mean.
 
     Parameters
     ----------
-    n_features, rank : int
-        Lengths of the profile and of the code.
+    n_inputs, rank, n_outputs : int
+        Lengths of the features, of the code and of the profile.
     hidden : int
         Width of the correcting network.
     """
@@ -282,11 +293,11 @@ class ProfileMap(nn.Module):
     read: Tensor
     write: Tensor
 
-    def __init__(self, n_features: int, rank: int, hidden: int) -> None:
+    def __init__(self, n_inputs: int, rank: int, n_outputs: int, hidden: int) -> None:
         super().__init__()
-        self.register_buffer("centre", torch.zeros(n_features))
-        self.register_buffer("read", torch.zeros(n_features, rank))
-        self.register_buffer("write", torch.zeros(rank, n_features))
+        self.register_buffer("centre", torch.zeros(n_inputs))
+        self.register_buffer("read", torch.zeros(n_inputs, rank))
+        self.register_buffer("write", torch.zeros(rank, n_outputs))
         self.correction = nn.Sequential(
             nn.Linear(rank, hidden), nn.GELU(), nn.Linear(hidden, hidden), nn.GELU(), nn.Linear(hidden, rank)
         )
@@ -298,7 +309,9 @@ class ProfileMap(nn.Module):
         # Not in bfloat16, whose rounding is of the size of what is kept.
         with torch.autocast(features.device.type, enabled=False):
             code = (features.to(self.centre.dtype) - self.centre) @ self.read
-            return self.centre + self.corrected(code) @ self.write
+            profile = self.corrected(code) @ self.write
+            # A profile of the features alone stays in their units; one that reads more is centred.
+            return self.centre + profile if len(self.centre) == self.write.shape[1] else profile
 
 
 class ImageErasure(nn.Module):
@@ -400,10 +413,13 @@ def from_numpy(network: Network, weights: Mapping[str, np.ndarray]) -> Network:
 
 def with_outputs(generator: Generator, shapes: Mapping[str, Sequence[int]]) -> Generator:
     """Give a generator the modules that the names and shapes of its weights speak of; their values come later."""
-    generator.profile, generator.erasure = nn.Identity(), nn.Identity()
+    generator.profile, generator.erasure, generator.descriptors = nn.Identity(), nn.Identity(), None
+    if "descriptors.sign" in shapes:
+        generator.descriptors = Descriptors(shapes["descriptors.sign"][0])
     if "profile.read" in shapes:
         hidden = shapes["profile.correction.0.weight"][0]
-        generator.profile = new_network(ProfileMap, *shapes["profile.read"], hidden, rng=new_rng(0))
+        sizes = *shapes["profile.read"], shapes["profile.write"][1]
+        generator.profile = new_network(ProfileMap, *sizes, hidden, rng=new_rng(0))
     if "erasure.centre" in shapes:
         generator.erasure = ImageErasure(shapes["erasure.centre"], shapes["erasure.write"][0])
     return generator
@@ -411,7 +427,8 @@ def with_outputs(generator: Generator, shapes: Mapping[str, Sequence[int]]) -> G
 
 def without_outputs(weights: Weights) -> Weights:
     """Return the weights of the generator that trains, without what profile alignment put behind it."""
-    return {name: value for name, value in weights.items() if not name.startswith(("profile.", "erasure."))}
+    outputs = ("profile.", "erasure.", "descriptors.")
+    return {name: value for name, value in weights.items() if not name.startswith(outputs)}
 
 
 def generator_of(weights: Weights, device: torch.device, dtype: torch.dtype) -> Generator:

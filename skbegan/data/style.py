@@ -72,6 +72,14 @@ class _Table:
         known = (row >= 0).view(-1, *[1] * (self.measured.ndim - 1))
         return torch.where(known, self.measured[row.clamp(min=0)], self.of_type[cell_type] + self.of_batch[batch])
 
+    def typical(self, comparable: Tensor) -> Tensor:
+        """Return for each cell type the mean over the batches it is comparable with, of shape (n_cell_types, ...)."""
+        types = torch.arange(len(comparable), device=comparable.device)
+        total = torch.zeros_like(self.of_type)
+        for code, has in enumerate(comparable.to(total.dtype).unbind(1)):
+            total += has.view(-1, *[1] * (total.ndim - 1)) * self(types, torch.full_like(types, code))
+        return total / comparable.sum(1).clamp(min=1).to(total.dtype).view(-1, *[1] * (total.ndim - 1))
+
 
 class _Style:
     """Mean image and logarithm of the amplitude spectrum by cell type and batch."""
@@ -86,6 +94,7 @@ class _Style:
         floor = torch.finfo(smooth.dtype).tiny  # a constant channel has no power at any frequency
         smooth = (smooth + 1e-4 * smooth.mean((-2, -1), keepdim=True)).clamp(min=floor)
         self.spectrum = _Table(0.5 * smooth.log(), design)
+        self._typical: tuple[Tensor, Tensor] | None = None
 
     def transfer(self, images: Tensor, cell_type: Tensor, before: Tensor, after: Tensor) -> Tensor:
         """Return images of batches `before` as batches `after` would show them."""
@@ -103,6 +112,16 @@ class _Style:
         shift, gain = (
             (mix @ table.differences - table.differences[before]).view(-1, *table.measured.shape[1:])
             for mix, table in zip(mixes, (self.mean, self.spectrum), strict=True)
+        )
+        return self._apply(images, cell_type, before, shift, gain)
+
+    def canonical(self, images: Tensor, cell_type: Tensor, before: Tensor, comparable: Tensor) -> Tensor:
+        """Return images of batches `before` in the mean style of all batches that `comparable` has for their type."""
+        if self._typical is None:
+            self._typical = self.mean.typical(comparable), self.spectrum.typical(comparable)
+        shift, gain = (
+            typical[cell_type] - table(cell_type, before)
+            for typical, table in zip(self._typical, (self.mean, self.spectrum), strict=True)
         )
         return self._apply(images, cell_type, before, shift, gain)
 
@@ -146,7 +165,7 @@ class BatchStyles:
             unseen_spread,
             rng,
         )
-        effects = _Effects(design)
+        self._effects = effects = _Effects(design)
         self._comparable = effects.comparable.to(cells.batch.device)
         self._cumulative = (self._comparable / self._comparable.sum(1, keepdim=True).clamp(min=1)).cumsum(1)
         self._row = effects.row.to(cells.batch.device)
@@ -197,6 +216,30 @@ class BatchStyles:
         The best prediction of such targets is the same whatever the batch of the brightfield.
         """
         return self._restyle(1, cells.target, cells, share)
+
+    def canonical_target(self, cells: Minibatch) -> Tensor:
+        """Return the target of the cells in one style, the mean of all batches that compare with their type.
+
+        Nothing is drawn: a cell has one canonical target, which hardly tells the batch, and so has its prediction.
+        """
+        if self._styles is None:
+            return cells.target
+        several = self._comparable[cells.cell_type].sum(1) > 1
+        known = (self._row[cells.cell_type, cells.batch] >= 0) & several
+        moved = self._styles[1].canonical(cells.target, cells.cell_type, cells.batch, self._comparable)
+        return torch.where(known[:, None, None, None], moved, cells.target)
+
+    def batch_effects(self, values: Tensor, cells: Cells) -> Tensor:
+        """Return the effect of each batch on values (n, d) of all training cells, (n_batches, d).
+
+        Least squares of the means of the groups by type and batch; about the mean of the batches that compare with it.
+        """
+        rows = self._row[cells.cell_type, cells.batch]
+        size = self._effects.counts.to(values.device, values.dtype)[:, None]
+        if not len(size):
+            return values.new_zeros(self.n_batches, values.shape[1])
+        means = values.new_zeros(len(size), values.shape[1]).index_add(0, rows[rows >= 0], values[rows >= 0]) / size
+        return _Table(means, self._effects).differences
 
     def _restyle(self, which: int, images: Tensor, cells: Minibatch, share: float) -> Tensor:
         """Give a share of the cells the style of a batch drawn from all that compare with their own, it included."""

@@ -21,6 +21,8 @@ from torch import Tensor, nn
 
 from skbegan.config import Config, OnlineRemoval, Removal
 from skbegan.core.classifiers import CELL_TYPE_HIDDEN, FeatureClassifier, ImageClassifier, fit_classifier
+from skbegan.core.content import DescriptorLoss
+from skbegan.core.content import networks_of as head_of
 from skbegan.core.engine import Engine, Event
 from skbegan.core.losses import (
     Activity,
@@ -28,6 +30,7 @@ from skbegan.core.losses import (
     Losses,
     active_share,
     decorrelation,
+    identity,
     invariance,
     positive,
     standardised,
@@ -107,6 +110,7 @@ class OnlinePlan(ConditionalGAN):
         design: Design,
         styles: BatchStyles,
         engine: Engine,
+        descriptors: DescriptorLoss | None = None,
     ) -> None:
         super().__init__(
             generator,
@@ -133,6 +137,8 @@ class OnlinePlan(ConditionalGAN):
                 "invariance": method.invariance,
                 "activity": method.activity,
                 "decorrelation": method.decorrelation,
+                "identity": method.identity,
+                "descriptors": method.descriptors,
             }
         )
         self.learning_rates = {
@@ -141,7 +147,8 @@ class OnlinePlan(ConditionalGAN):
         }
         # Classifiers of the cell type help the generator; adversaries, which read the batch, work against it.
         self.classifiers, self.adversaries = self._new_classifiers(base_width)
-        self.networks |= self.classifiers | self.adversaries
+        self.descriptors = descriptors
+        self.networks |= self.classifiers | self.adversaries | head_of(descriptors)
         self._optimize_classifiers()
         memory = max(1024, 4 * self.n_features)  # enough cells for a covariance of the features
         n_batches, n_types = design.n_batches, design.n_cell_types
@@ -167,8 +174,7 @@ class OnlinePlan(ConditionalGAN):
             losses |= self.generator_losses(cells, image, features)
             if self.alignment is not None:
                 losses["alignment"] = self.alignment.loss(cells, features)
-            if second is not None:
-                losses["invariance"] = invariance(features, self.encode(second))
+            losses |= self.content_losses(cells, features, second)
             if "decorrelation" in weights:
                 losses["decorrelation"] = decorrelation(features)
             if self.activity is not None:
@@ -179,17 +185,38 @@ class OnlinePlan(ConditionalGAN):
         self.average.update(self.generator)
         return losses
 
+    def content_losses(self, cells: Minibatch, features: Tensor, second: Tensor | None) -> Losses:
+        """Return the losses that keep the cell in the features, whatever the style and orientation it is seen in."""
+        losses: Losses = {}
+        if second is not None:
+            others = self.encode(second)
+            if "invariance" in self.weights:
+                losses["invariance"] = invariance(features, others)
+            if "identity" in self.weights:
+                losses["identity"] = identity(features, others, self.method.temperature)
+        if self.descriptors is not None:
+            wanted = self.descriptors.wanted(cells)
+            self.descriptors.update(features, wanted)
+            losses["descriptors"] = self.descriptors.loss(features, wanted)
+        return losses
+
     def views(self, cells: Minibatch) -> tuple[Minibatch, Tensor | None]:
         """Return the cells in batch styles and random orientation, and the brightfields of their second view."""
         method, rng = self.method, self.engine.rngs["order"]
         turned = (lambda cells: symmetry(cells, rng)) if self.config.augment else (lambda cells: cells)
-        target = self.styles.target(cells, method.style_share)
+        target = self.targets_of(cells)
         source = self.styles.source(cells, method.brightfield_style_share)
         first = turned(replace(cells, source=source, target=target))
-        if "invariance" not in self.weights:
+        if "invariance" not in self.weights and "identity" not in self.weights:
             return first, None
         other = self.styles.source(cells, method.style_share)
         return first, turned(replace(cells, source=other)).source
+
+    def targets_of(self, cells: Minibatch) -> Tensor:
+        """Return the images that the generator is to predict: they tell the batch as little as the styles allow."""
+        if self.method.target_style == "canonical":
+            return self.styles.canonical_target(cells)
+        return self.styles.target(cells, self.method.style_share)
 
     def weights_at(self, progress: float) -> dict[str, float]:
         """Return the weights of the losses: those that remove the batch rise from 0 over the ramp."""
@@ -250,6 +277,8 @@ class OnlinePlan(ConditionalGAN):
     def validate(self, cells: Minibatch) -> Losses:
         """Return the generator's losses on held-out cells, and how many features are active."""
         readers = [*self.classifiers.values(), *self.adversaries.values()]
+        if self.method.target_style == "canonical":
+            cells = replace(cells, target=self.targets_of(cells))
         with (
             torch.no_grad(),
             untracked(self.generator),
@@ -423,6 +452,8 @@ class OnlinePlan(ConditionalGAN):
         self.average = MovingAverage(self.method.averaging)
         if self.alignment is not None:
             self.alignment.forget()
+        if self.descriptors is not None:
+            self.descriptors.restart()
         self._optimize_classifiers()
 
 
@@ -461,4 +492,8 @@ def build(config: Config, cells: Cells, design: Design, engine: Engine, start: S
         unseen_share=method.unseen_style_share,
         unseen_spread=method.unseen_style_spread,
     )
-    return OnlinePlan(config.removal, method, config.architecture.base_width, *networks, design, styles, engine)
+    descriptors = None
+    if method.descriptors > 0:
+        descriptors = DescriptorLoss(cells, styles, config.architecture.n_features, engine)
+    sizes = config.architecture.base_width
+    return OnlinePlan(config.removal, method, sizes, *networks, design, styles, engine, descriptors)

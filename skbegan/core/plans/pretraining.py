@@ -29,6 +29,9 @@ from skbegan.data.cells import Cells, Minibatch, symmetry
 from skbegan.design import Design
 
 
+WARMUP = 0.05  # of the stage, over which a learning rate that decays rises first
+
+
 class Start(NamedTuple):
     """Weights that a stage starts from."""
 
@@ -162,8 +165,15 @@ class PretrainingPlan(ConditionalGAN):
         with frozen(self.discriminator):
             losses |= self.image_losses(cells, image, self.weights)
             losses["total"] = weighted_sum(losses, self.weights)
+            self.engine.optimizers["generator"].learning_rate = self.learning_rate * self.schedule(progress)
             self.engine.descend("generator", losses["total"])
         return losses
+
+    def schedule(self, progress: float) -> float:
+        """Return the share of the learning rate: with decay it rises at first and falls over the last part."""
+        if self.config.decay == 0:
+            return 1.0
+        return min(1.0, (progress + 1e-3) / WARMUP) * min(1.0, (1.0 - progress) / self.config.decay + 0.02)
 
     def validate(self, cells: Minibatch) -> Losses:
         """Return the generator's losses on held-out cells."""
@@ -222,6 +232,7 @@ def build(
             n_features=architecture.n_features,
             in_channels=cells.in_channels,
             out_channels=cells.out_channels,
+            head_width=architecture.head_width,
             rng=rng,
         )
     )

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from skbegan.config import Config, ProfileAlignment
+from skbegan.core.descriptors import Descriptors, signs_of
 from skbegan.core.engine import Engine, Event
 from skbegan.core.losses import (
     History,
@@ -137,27 +138,50 @@ class ProfileFit:
         }
 
 
-def principal_map(features: Tensor, floor: float, hidden: int, rng: torch.Generator) -> ProfileMap | None:
+def principal_map(
+    features: Tensor,
+    floor: float,
+    hidden: int,
+    rng: torch.Generator,
+    *,
+    n_features: int | None = None,
+    descriptor_share: float = 0.0,
+    whitening: float = 0.0,
+) -> ProfileMap | None:
     """Return the map to the principal components of the standardised features, not corrected yet.
 
     Those are kept that have at least `floor` of the variance of an average one. None where features do not vary.
     """
+    n_features = features.shape[1] if n_features is None else n_features
     wide = features.to(torch.float64)
     mean, spread = wide.mean(0), wide.std(0, correction=0)
     alive = spread > DEAD * spread.max()
     if not bool(alive.any()):
         return None
+    if n_features < features.shape[1]:
+        # Features and descriptors have shares of the variance, however many there are of each.
+        block = torch.arange(len(alive), device=alive.device) < n_features
+        counts = alive[block].sum().clamp(min=1), alive[~block].sum().clamp(min=1)
+        shares = torch.where(block, (1.0 - descriptor_share) / counts[0], descriptor_share / counts[1])
+        spread = spread / (shares * alive.sum()).clamp(min=1e-12).sqrt()
     scaled = (wide - mean)[:, alive] / spread[alive]
     variance, directions = torch.linalg.eigh(scaled.T @ scaled / len(scaled))
     kept = variance >= min(max(floor, 1e-6), float(variance.max()))
     variance, directions = variance[kept].flip(0), directions[:, kept].flip(1)
+    if n_features < features.shape[1]:
+        variance, directions = variance[:n_features], directions[:, :n_features]
     # Faint directions stay somewhat fainter than strong ones: they are known less well.
     size = variance.sqrt() + floor**0.5
-    profile = new_network(ProfileMap, features.shape[1], len(size), hidden, rng=rng).to(features.device)
+    profile = new_network(ProfileMap, features.shape[1], len(size), n_features, hidden, rng=rng).to(features.device)
     profile.centre.copy_(mean)
     profile.read.zero_()
     profile.write.zero_()
     profile.read[alive] = (directions / spread[alive, None] / size).to(profile.read.dtype)
+    if n_features < features.shape[1]:
+        # The profile is the code in a rotated basis, so that each of its numbers varies.
+        turn = torch.linalg.qr(torch.randn(n_features, len(size), generator=rng, dtype=torch.float64))[0].T
+        profile.write.copy_(size[:, None] ** (1.0 - whitening) * turn.to(size) * (n_features / len(size)) ** 0.5)
+        return profile
     profile.write[:, alive] = (directions * spread[alive, None] * size).T.to(profile.write.dtype)
     return profile
 
@@ -221,20 +245,37 @@ class ProfilePlan:
         verbose : int, default=0
         """
         order = torch.randperm(len(self.cells), generator=self.rng)
+        self._erase(order)
+        if self.config.profile.descriptor_share > 0:
+            self._describe(order[:FEATURE_CELLS])
         steps = min(
             self.config.profile.steps,
             removal_epochs * n_minibatches(len(self.cells), self.config.removal.minibatch_size),
         )
         history = self._align(order[:FEATURE_CELLS], validation, steps, names, verbose)
-        if self.config.profile.image_erasure and self.config.removal.batch_image > 0:
-            values = self.cells.side**2 * self.cells.out_channels
-            chosen = order[: min(IMAGE_CELLS, max(256, IMAGE_VALUES // values))]
-            images = self._read(chosen, lambda part: self.generator(part.source)[0])
-            where = chosen.to(self.engine.device)
-            erasure = fit_erasure(images, self.cells.batch[where], self.cells.cell_type[where])
-            if erasure is not None:
-                self.generator.erasure = erasure
         return to_numpy(self.generator), history
+
+    def _erase(self, order: Tensor) -> None:
+        """Fit the erasure of the batch from the predicted images."""
+        if not (self.config.profile.image_erasure and self.config.removal.batch > 0):
+            return
+        values = self.cells.side**2 * self.cells.out_channels
+        chosen = order[: min(IMAGE_CELLS, max(256, IMAGE_VALUES // values))]
+        images = self._read(chosen, lambda part: self.generator(part.source)[0])
+        where = chosen.to(self.engine.device)
+        erasure = fit_erasure(images, self.cells.batch[where], self.cells.cell_type[where])
+        if erasure is not None:
+            self.generator.erasure = erasure
+
+    def _describe(self, chosen: Tensor) -> None:
+        """Let the profile read descriptors of the predicted image, standardised over the training cells."""
+        descriptors = self.engine.place(Descriptors(self.cells.out_channels))
+        images = self._read(chosen[:1024], lambda part: self.generator.image_of(part.source))
+        sign = signs_of(images)
+        descriptors.sign.copy_(sign)
+        raw = self._read(chosen, lambda part: descriptors.raw(self.generator.image_of(part.source)))
+        descriptors.calibrate(sign, raw)
+        self.generator.descriptors = descriptors
 
     def _align(
         self, chosen: Tensor, validation: Cells | None, steps: int, names: Sequence[str], verbose: int
@@ -264,7 +305,11 @@ class ProfilePlan:
         before = recall_by_type(features, types, views[0], cell_type)
         fallen: set[int] = set()
         for share in profile.matching_shares:
-            principal = principal_map(views[0], profile.floor, profile.hidden, self.rng)
+            principal = principal_map(
+                views[0], profile.floor, profile.hidden, self.rng,
+                n_features=int(self.generator.bottleneck.out_channels),
+                descriptor_share=profile.descriptor_share, whitening=profile.whitening,
+            )
             if principal is None:
                 return {}
             weights = {
@@ -294,7 +339,7 @@ class ProfilePlan:
         self.events.append(Event(self.name, message))
 
     def _encode(self, part: Minibatch) -> Tensor:
-        return self.generator.encode(part.source)[0]
+        return self.generator.content_of(part.source)
 
     def _read(
         self, chosen: Tensor, read: Callable[[Minibatch], Tensor], turned: bool = False, of: Cells | None = None

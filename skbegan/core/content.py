@@ -1,0 +1,83 @@
+"""What keeps the cell in the features: their descriptors, asked for by a linear head."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from skbegan.core.descriptors import Descriptors, signs_of
+from skbegan.core.engine import Engine
+from skbegan.core.losses import standardised
+from skbegan.core.networks import frozen, new_network
+from skbegan.data.cells import Cells, Minibatch
+from skbegan.data.sampler import in_order
+from skbegan.data.style import BatchStyles
+
+HEAD = "descriptor_head"
+HEAD_LEARNING_RATE = 3e-3
+CHUNK = 256
+
+
+class DescriptorLoss:
+    """Smooth L1 error of a linear head that tells the descriptors of a cell's target from its features.
+
+    Descriptors are of the canonical target, less the effect of the batch on them where cell types allow it to be
+    measured: what is asked for is the cell.
+
+    Parameters
+    ----------
+    cells : Cells
+        Training cells.
+    styles : BatchStyles
+    n_features : int
+    engine : Engine
+        With the stream ``"classifiers"``; gets the optimizer of the head.
+    """
+
+    def __init__(self, cells: Cells, styles: BatchStyles, n_features: int, engine: Engine) -> None:
+        self.engine, self.styles = engine, styles
+        self.descriptors = engine.place(Descriptors(cells.out_channels))
+        parts = in_order(len(cells), CHUNK)
+        with torch.no_grad():
+            first = cells.take(next(iter(in_order(len(cells), 2048))))
+            sign = signs_of(styles.canonical_target(first))
+            self.descriptors.sign.copy_(sign)
+            raw = torch.cat([self.descriptors.raw(styles.canonical_target(cells.take(part))) for part in parts])
+            self.descriptors.calibrate(sign, raw)
+            values = torch.cat([self._limited(part) for part in raw.split(4096)])
+            self.offsets = styles.batch_effects(values, cells)
+        head = new_network(nn.Linear, n_features, values.shape[1], rng=engine.rngs["classifiers"])
+        self.head: nn.Linear = engine.place(head)
+        engine.optimize(HEAD, self.head.parameters(), HEAD_LEARNING_RATE)
+
+    def _limited(self, raw: Tensor) -> Tensor:
+        return self.descriptors.standardise(raw)
+
+    def wanted(self, cells: Minibatch) -> Tensor:
+        """Return the descriptors of targets in canonical style, without the effect of the batch."""
+        with torch.no_grad():
+            found: Tensor = self.descriptors(cells.target)
+        return (found - self.offsets[cells.batch]).to(cells.target.dtype)
+
+    def update(self, features: Tensor, wanted: Tensor) -> Tensor:
+        """Take one step of the head, on features that stay."""
+        loss = F.smooth_l1_loss(self.head(standardised(features.detach())), wanted)
+        self.engine.descend(HEAD, loss)
+        return loss
+
+    def loss(self, features: Tensor, wanted: Tensor) -> Tensor:
+        """Return the loss of the features, the head being frozen."""
+        with frozen(self.head):
+            return F.smooth_l1_loss(self.head(standardised(features)), wanted)
+
+    def restart(self) -> None:
+        """Forget the momenta of the head."""
+        self.engine.optimize(HEAD, self.head.parameters(), HEAD_LEARNING_RATE)
+
+
+def networks_of(loss: DescriptorLoss | None) -> dict[str, Any]:
+    """Return the networks to be kept in a checkpoint."""
+    return {} if loss is None else {HEAD: loss.head}
