@@ -91,6 +91,20 @@ class Choice(Rule):
 
 
 @dataclass(frozen=True)
+class FlagOr(Rule):
+    """True, False or a string."""
+
+    option: str
+
+    def __call__(self, name: str, value: Any) -> bool | str:
+        if isinstance(value, str) and value == self.option:
+            return self.option
+        if isinstance(value, bool | np.bool_):
+            return bool(value)
+        raise ValueError(f"{name} must be True, False or {self.option!r}, got {value!r:.80}")
+
+
+@dataclass(frozen=True)
 class Folder(Rule):
     """A path or None."""
 

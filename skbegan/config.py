@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
-from skbegan._rules import Anything, Choice, Count, Flag, Folder, Function, Number, Numbers, Rule, Verbosity
+from skbegan._rules import Anything, Choice, Count, Flag, FlagOr, Folder, Function, Number, Numbers, Rule, Verbosity
 
 # Fields ---------------------------------------------------------------------------------------------------------------
 
@@ -85,7 +85,8 @@ class Architecture:
 
     base_width: int = parameter(64, Count(1))
     n_features: int = parameter(512, Count(1))
-    standardize: bool = parameter(True, Flag())
+    standardize: bool | str = parameter(True, FlagOr("image"))
+    norm: str = parameter("batch", Choice(("batch", "instance", "group")))
     head_width: int = parameter(4, Count(1))
 
 

@@ -203,7 +203,8 @@ class BeGANTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ModelE
         minibatch_size: int = 64,
         augment: bool = True,
         validation_fraction: float = 0.1,
-        standardize: bool = True,
+        standardize: bool | str = True,
+        norm: str = "batch",
         inference: str = "population",
         device: str = "auto",
         precision: str = "auto",
@@ -241,6 +242,7 @@ class BeGANTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ModelE
         self.augment = augment
         self.validation_fraction = validation_fraction
         self.standardize = standardize
+        self.norm = norm
         self.inference = inference
         self.device = device
         self.precision = precision

@@ -206,6 +206,10 @@ class FittedModel:
                 "(standardize=True) and lower the learning rates or the loss weights"
             )
 
+    @property
+    def _per_image(self) -> bool:
+        return self.config is not None and self.config.architecture.standardize == "image"
+
     def _ready(
         self, bf: np.ndarray, device: str, precision: str, folded: bool
     ) -> tuple[Generator, ImageSource, torch.dtype]:
@@ -222,7 +226,7 @@ class FittedModel:
             generator = generator_of(self.weights, where, dtype)
             cached = made_for, fold(generator, dtype) if folded else generator
             object.__setattr__(self, "_generator", cached)  # no field: not pickled, not copied
-        return cached[1], ImageSource(bf, self.bf_scaling, where, dtype), dtype
+        return cached[1], ImageSource(bf, self.bf_scaling, where, dtype, self._per_image), dtype
 
     def __getstate__(self) -> dict[str, Any]:
         # The generator is built again from the weights where it is used, on the device of there.

@@ -38,29 +38,26 @@ class DescriptorLoss:
     """
 
     def __init__(self, cells: Cells, styles: BatchStyles, n_features: int, engine: Engine) -> None:
-        self.engine, self.styles = engine, styles
-        self.descriptors = engine.place(Descriptors(cells.out_channels))
+        self.engine = engine
+        descriptors = engine.place(Descriptors(cells.out_channels))
         parts = in_order(len(cells), CHUNK)
         with torch.no_grad():
             first = cells.take(next(iter(in_order(len(cells), 2048))))
             sign = signs_of(styles.canonical_target(first))
-            self.descriptors.sign.copy_(sign)
-            raw = torch.cat([self.descriptors.raw(styles.canonical_target(cells.take(part))) for part in parts])
-            self.descriptors.calibrate(sign, raw)
-            values = torch.cat([self._limited(part) for part in raw.split(4096)])
-            self.offsets = styles.batch_effects(values, cells)
+            descriptors.sign.copy_(sign)
+            raw = torch.cat([descriptors.raw(styles.canonical_target(cells.take(part))) for part in parts])
+            descriptors.calibrate(sign, raw)
+            values = descriptors.standardise(raw)
+            # Whatever orientation a cell is shown in, its descriptors are the same: they are measured once.
+            self.values = values - styles.batch_effects(values, cells)[cells.batch]
         head = new_network(nn.Linear, n_features, values.shape[1], rng=engine.rngs["classifiers"])
         self.head: nn.Linear = engine.place(head)
         engine.optimize(HEAD, self.head.parameters(), HEAD_LEARNING_RATE)
 
-    def _limited(self, raw: Tensor) -> Tensor:
-        return self.descriptors.standardise(raw)
-
     def wanted(self, cells: Minibatch) -> Tensor:
-        """Return the descriptors of targets in canonical style, without the effect of the batch."""
-        with torch.no_grad():
-            found: Tensor = self.descriptors(cells.target)
-        return (found - self.offsets[cells.batch]).to(cells.target.dtype)
+        """Return the descriptors of the cells of a minibatch of training cells."""
+        assert cells.position is not None
+        return self.values[cells.position].to(cells.target.dtype)
 
     def update(self, features: Tensor, wanted: Tensor) -> Tensor:
         """Take one step of the head, on features that stay."""

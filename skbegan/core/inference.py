@@ -37,6 +37,9 @@ def estimate_population_statistics(generator: Generator, minibatches: Iterable[T
     dtype : torch.dtype
     """
     norms = [module for module in generator.modules() if isinstance(module, nn.BatchNorm2d)]
+    if not norms:
+        generator.eval()
+        return
     momenta = [norm.momentum for norm in norms]
     generator.train()
     for count, source in enumerate(minibatches):
@@ -75,6 +78,8 @@ def fold(generator: Generator, dtype: torch.dtype) -> Generator:
             module.norm = nn.Identity()
     for level in generator.head:
         assert isinstance(level, nn.Sequential)
+        if not isinstance(level[1], nn.BatchNorm2d):
+            continue
         level[0], level[1] = fuse_conv_bn_eval(level[0], level[1]), nn.Identity()  # type: ignore[arg-type, type-var]
     for name, module in generator.named_children():
         if name not in ("profile", "erasure", "descriptors"):

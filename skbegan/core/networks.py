@@ -32,10 +32,24 @@ LEAK = 0.20000000298023224  # 0.2 as Keras holds it, rounded to float32; shows o
 INITIAL_SPREAD = 0.02  # of a convolution's weights
 MIN_SIDE, MAX_SIDE = 16, 512
 MIN_HEAD_WIDTH = 4
+MIN_NORM_VALUES = 64  # of a map, whose mean and spread are taken of one image
+CHANNELS_TOGETHER = {"batch": 0, "instance": 1, "group": 8}  # that are normalised together; 0: over the minibatch
 
 
 def _batch_norm(n_channels: int) -> nn.BatchNorm2d:
     return nn.BatchNorm2d(n_channels, eps=BN_EPS, momentum=BN_MOMENTUM)
+
+
+def _norm(n_channels: int, side: int, together: int) -> nn.Module:
+    """Return BatchNorm, or for `together` > 0 normalisation of each image by itself, of so many channels at a time.
+
+    Where a map is small more channels go together: the statistics of fewer values than `MIN_NORM_VALUES` would take
+    away what the map holds.
+    """
+    if together == 0:
+        return _batch_norm(n_channels)
+    size = max(together, -(-MIN_NORM_VALUES // side**2))
+    return nn.GroupNorm(max(1, n_channels // size) if n_channels % size == 0 else 1, n_channels, eps=BN_EPS)
 
 
 class SameConv2d(nn.Conv2d):
@@ -78,24 +92,28 @@ class DoublingConv2d(nn.ConvTranspose2d):
 
 
 class Encoding(nn.Module):
-    """Stride-2 convolution, optional BatchNorm, LeakyReLU."""
+    """Stride-2 convolution, optional normalisation, LeakyReLU."""
 
-    def __init__(self, in_channels: int, out_channels: int, norm: bool = True) -> None:
+    def __init__(
+        self, in_channels: int, out_channels: int, norm: bool = True, *, side: int = 0, together: int = 0
+    ) -> None:
         super().__init__()
         self.conv = HalvingConv2d(in_channels, out_channels)
-        self.norm = _batch_norm(out_channels) if norm else nn.Identity()
+        self.norm = _norm(out_channels, side, together) if norm else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
         return F.leaky_relu(self.norm(self.conv(x)), LEAK)
 
 
 class Decoding(nn.Module):
-    """Stride-2 transposed convolution and BatchNorm, with optional dropout; the ReLU follows the concatenation."""
+    """Stride-2 transposed convolution and normalisation, with optional dropout; the ReLU follows the concatenation."""
 
-    def __init__(self, in_channels: int, out_channels: int, dropout: float = 0.0) -> None:
+    def __init__(
+        self, in_channels: int, out_channels: int, dropout: float = 0.0, *, side: int = 0, together: int = 0
+    ) -> None:
         super().__init__()
         self.conv = DoublingConv2d(in_channels, out_channels)
-        self.norm = _batch_norm(out_channels)
+        self.norm = _norm(out_channels, side, together)
         self.dropout = dropout
 
     def forward(self, x: Tensor, skip: Tensor, rng: torch.Generator | None) -> Tensor:
@@ -138,6 +156,11 @@ class Generator(nn.Module):
         Channels of the four levels at full size before the image. By default a half, quarter, eighth and sixteenth of
         `base_width`, as published, but at least 4, the published least: through a single channel that ends in a ReLU
         some images cannot pass at all (14 % of unseen cells at width 16, where they came out constant).
+    head_width : int, default=4
+        The least of them by default.
+    channels_together : int, default=0
+        0: BatchNorm. Otherwise every image is normalised by itself, so many channels at a time (Ulyanov et al.,
+        arXiv:1607.08022, 2016, for 1; Wu and He, ECCV 2018, for more).
     """
 
     def __init__(
@@ -151,27 +174,32 @@ class Generator(nn.Module):
         dropout: float = 0.5,
         head_widths: Sequence[int] | None = None,
         head_width: int = MIN_HEAD_WIDTH,
+        channels_together: int = 0,
     ) -> None:
         super().__init__()
         depth = check_side(side)
         self.side = side
+        if channels_together:  # its length tells whoever loads the weights
+            self.register_buffer("normalised_together", torch.zeros(channels_together))
         widths = [base_width * min(2**level, 8) for level in range(depth - 1)]
         self.encoder = nn.ModuleList(
-            Encoding(before, after, norm=level > 0)
+            Encoding(before, after, level > 0, side=side >> (level + 1), together=channels_together)
             for level, (before, after) in enumerate(zip([in_channels, *widths], widths, strict=False))
         )
         self.bottleneck = HalvingConv2d(widths[-1], n_features)
         self.decoder = nn.ModuleList()
         channels = n_features
         for level, width in enumerate(reversed(widths)):
-            self.decoder.append(Decoding(channels, width, dropout if level < 2 else 0.0))
+            share = dropout if level < 2 else 0.0
+            self.decoder.append(Decoding(channels, width, share, side=2 << level, together=channels_together))
             channels = 2 * width  # its own channels and those of the skip connection
         head = head_widths or [max(head_width, base_width // share) for share in (2, 4, 8, 16)]
-        self.to_full_size = Decoding(channels, head[0])
+        self.to_full_size = Decoding(channels, head[0], side=side, together=channels_together)
         self.head = nn.ModuleList()
         channels = head[0] + in_channels
         for width in head[1:]:
-            self.head.append(nn.Sequential(SameConv2d(channels, width, pad_before=2), _batch_norm(width), nn.ReLU()))
+            norm = _norm(width, side, channels_together)
+            self.head.append(nn.Sequential(SameConv2d(channels, width, pad_before=2), norm, nn.ReLU()))
             channels = width
         self.to_image = SameConv2d(channels, out_channels, pad_before=2)
         # What profile alignment puts behind features and images; training bypasses both.
@@ -190,6 +218,7 @@ class Generator(nn.Module):
             "n_features": shapes["bottleneck.weight"][0],
             "in_channels": shapes["encoder.0.conv.weight"][1],
             "out_channels": shapes["to_image.weight"][0],
+            "channels_together": shapes["normalised_together"][0] if "normalised_together" in shapes else 0,
             "head_widths": [shapes["to_full_size.conv.weight"][1]]
             + [shapes[f"head.{level}.0.weight"][0] for level in range(n_head)],
         }
@@ -363,10 +392,13 @@ def initialise(network: Network, rng: torch.Generator) -> Network:
         elif isinstance(module, nn.Linear):
             glorot_(module.weight, module.in_features, module.out_features, rng)
             nn.init.zeros_(module.bias)
+        elif isinstance(module, Generator) and hasattr(module, "normalised_together"):
+            module.normalised_together.zero_()  # type: ignore[operator]
         elif isinstance(module, DrawsItself):
             module.draw(rng)
-        elif isinstance(module, nn.BatchNorm2d):
-            module.reset_running_stats()
+        elif isinstance(module, nn.BatchNorm2d | nn.GroupNorm):
+            if isinstance(module, nn.BatchNorm2d):
+                module.reset_running_stats()
             nn.init.ones_(module.weight)
             nn.init.zeros_(module.bias)
     return network

@@ -14,12 +14,13 @@ from skbegan.data.source import ImageSource, Scaling
 
 @dataclass(frozen=True)
 class Minibatch:
-    """Some cells on the device: brightfield `source`, `target` image, codes of the batch and of the cell type."""
+    """Some cells on the device: brightfield, target, codes of batch and type, position in their :class:`Cells`."""
 
     source: Tensor
     target: Tensor
     batch: Tensor
     cell_type: Tensor
+    position: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.source)
@@ -32,6 +33,7 @@ class Split(NamedTuple):
     validation_rows: np.ndarray
     bf_scaling: Scaling
     target_scaling: Scaling
+    per_image: bool = False  # whether brightfields are standardised one by one as well
 
 
 class Cells:
@@ -66,7 +68,7 @@ class Cells:
     ) -> tuple[Cells, Cells | None]:
         """Return the training and the held-out cells of a split, on a device."""
         sources = (
-            ImageSource(bf, split.bf_scaling, device, dtype),
+            ImageSource(bf, split.bf_scaling, device, dtype, split.per_image),
             ImageSource(target, split.target_scaling, device, dtype),
         )
         for source in sources:
@@ -93,8 +95,8 @@ class Cells:
     def take(self, indices: Tensor) -> Minibatch:
         """Return the cells at `indices`, a CPU tensor of positions within this set."""
         rows = self.rows[indices.numpy()]
-        on_device = indices.to(self.bf.device, non_blocking=True)
-        return Minibatch(self.bf.take(rows), self.target.take(rows), self.batch[on_device], self.cell_type[on_device])
+        place = indices.to(self.bf.device, non_blocking=True)
+        return Minibatch(self.bf.take(rows), self.target.take(rows), self.batch[place], self.cell_type[place], place)
 
 
 def symmetry(cells: Minibatch, rng: torch.Generator) -> Minibatch:

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+FAINTEST = 1e-3  # of the spread of all images: an image that varies less is not blown up
 RESIDENT_SHARE = 0.4  # of the free memory of a CUDA device that the images may take to be kept there
 
 
@@ -59,11 +60,19 @@ class ImageSource:
     scaling : Scaling
     device : torch.device
     dtype : torch.dtype, default=torch.float32
+    per_image : bool, default=False
+        Whether each channel of each image is brought to mean 0 and standard deviation 1 by itself.
     """
 
     def __init__(
-        self, images: np.ndarray, scaling: Scaling, device: torch.device, dtype: torch.dtype = torch.float32
+        self,
+        images: np.ndarray,
+        scaling: Scaling,
+        device: torch.device,
+        dtype: torch.dtype = torch.float32,
+        per_image: bool = False,
     ) -> None:
+        self.per_image = per_image
         self.images = images
         self.n_channels = len(scaling.mean)
         self.device = device
@@ -104,4 +113,8 @@ class ImageSource:
         if self.device.type == "cuda":
             host = host.pin_memory()
         # A channels-last array is a channels-last tensor: the permutation moves nothing.
-        return (host.to(self.device, non_blocking=True).permute(0, 3, 1, 2) - self._mean) * self._gain
+        found = (host.to(self.device, non_blocking=True).permute(0, 3, 1, 2) - self._mean) * self._gain
+        if self.per_image:
+            centred = found - found.mean((2, 3), keepdim=True)
+            found = centred / (centred.square().mean((2, 3), keepdim=True).sqrt() + FAINTEST)
+        return found

@@ -370,7 +370,7 @@ def _weights(path: Path, file: Any, fitted: dict[str, Any]) -> dict[str, np.ndar
                 n_features=fitted["n_features"],
                 in_channels=_n_channels(fitted["image_shape"]),
                 out_channels=_n_channels(fitted["target_shape"]),
-                head_widths=_head_widths(shapes),
+                **_own_sizes(shapes),
             )
         with_outputs(generator, shapes)
     except (ValueError, TypeError, LookupError, RuntimeError, OverflowError) as error:
@@ -401,11 +401,12 @@ def _check_weights(path: Path, weights: Mapping[str, np.ndarray]) -> None:
             raise _refusal(path, f"tensor {name} holds variances below 0")
 
 
-def _head_widths(shapes: dict[str, list[int]]) -> list[int] | None:
-    """The widths of the levels at full size, which do not follow from the others; None if tensors are missing."""
+def _own_sizes(shapes: dict[str, list[int]]) -> dict[str, Any]:
+    """The sizes of the generator that do not follow from the others; nothing if tensors are missing."""
     from skbegan.core.networks import Generator
 
     try:
-        return Generator.sizes_of(shapes)["head_widths"]
+        sizes = Generator.sizes_of(shapes)
     except LookupError:
-        return None
+        return {}
+    return {name: sizes[name] for name in ("head_widths", "channels_together")}

@@ -13,6 +13,7 @@ from skbegan.config import Architecture, Config, Pretraining
 from skbegan.core.engine import Engine, Event
 from skbegan.core.losses import Losses, positive, real_or_fake, weighted_sum
 from skbegan.core.networks import (
+    CHANNELS_TOGETHER,
     Discriminator,
     Generator,
     Weights,
@@ -233,6 +234,7 @@ def build(
             in_channels=cells.in_channels,
             out_channels=cells.out_channels,
             head_width=architecture.head_width,
+            channels_together=CHANNELS_TOGETHER[architecture.norm],
             rng=rng,
         )
     )
