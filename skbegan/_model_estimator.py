@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import operator
 from collections.abc import Callable
-from typing import Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 import numpy as np
 from sklearn.base import BaseEstimator
@@ -16,6 +16,9 @@ from skbegan import checks
 from skbegan._version import versions
 from skbegan.config import Config, Parameters
 from skbegan.model import FittedModel
+
+if TYPE_CHECKING:
+    from torch import nn
 
 _FITTED = {  # attribute: where the fitted model has it
     "batches_": "batches",
@@ -91,13 +94,74 @@ class ModelEstimator(BaseEstimator):
     def __sklearn_is_fitted__(self) -> bool:
         return self._model is not None
 
-    def _predict(self, X_bf: Any, want: Literal["features", "images"]) -> np.ndarray:
+    def to_torch(self) -> nn.Module:
+        """Return the fitted model as a plain PyTorch module, to be used without scikit-learn or exported.
+
+        Returns
+        -------
+        module : torch.nn.Module
+            Takes brightfields in their own units, of shape (n, n_channels, side, side): channels first, as is usual in
+            PyTorch, also for a single channel. Returns ``(profile, image)``: profiles of shape (n, n_features), as
+            :meth:`transform` gives them, and images of shape (n, n_target_channels, side, side) in the units of the
+            target, as :meth:`predict_image` gives them but for the place of the channels. It is a copy in float32 on
+            the CPU, in inference mode, and its weights ask for no gradients.
+
+        Raises
+        ------
+        NotFittedError
+            Before fit.
+        ValueError
+            With ``inference="minibatch"``, where what a cell gets depends on its neighbours.
+
+        Notes
+        -----
+        Give images in the type of the data. Float64 and integers of 32 bits and more have the mean subtracted before
+        they are rounded to float32; where you convert such images to float32 first, a large offset costs digits.
+        Nothing checks the values. With ``precision="auto"`` the estimator may compute in bfloat16, and then differs
+        from the module by its rounding.
+
+        ``torch.export.export`` and ``torch.onnx.export(..., dynamo=True)`` take it as it is, with any number of cells
+        where the first axis is dynamic. An exported file needs nothing of this package; the module itself, and
+        ``torch.save`` of the whole of it, need its class. :class:`torch.nn.Module.state_dict` gives the numbers alone.
+
+        Examples
+        --------
+        >>> import torch
+        >>> from skbegan import BeGANTransformer
+        >>> from skbegan.datasets import make_cell_images
+        >>> cells = make_cell_images(60, 2, 2, 16, random_state=0)
+        >>> began = BeGANTransformer(base_width=4, n_features=8, pretrain_epochs=1, removal_epochs=0, random_state=0)
+        >>> module = began.fit(cells.bf, cells.qpi).to_torch()
+        >>> profile, image = module(torch.from_numpy(cells.bf)[:, None])
+        >>> profile.shape, image.shape
+        (torch.Size([60, 8]), torch.Size([60, 1, 16, 16]))
+        """
         check_is_fitted(self)
         assert self._model is not None
-        config = Config.of(self.get_params(deep=False))
+        if Config.of(self.get_params(deep=False)).runtime.inference == "minibatch":
+            raise ValueError(
+                'to_torch gives each cell for itself, but inference="minibatch" lets it depend on its neighbours; '
+                'est.set_params(inference="population") first, and see recalibrate for imported models'
+            )
+        return self._model.to_torch()
+
+    def _predict(self, X_bf: Any, want: Literal["features", "images"]) -> np.ndarray:
+        return self._infer(self._checked(X_bf), want)
+
+    def _checked(self, X_bf: Any) -> np.ndarray:
+        """Return brightfields that the model can be given, with a warning where their units look foreign."""
+        check_is_fitted(self)
+        assert self._model is not None
+        Config.of(self.get_params(deep=False))
         bf = checks.check_images(X_bf, "X_bf", self.image_shape_)
         if (message := self._model.foreign_units(bf)) is not None:
             checks.warn_caller(message, UserWarning)
+        return bf
+
+    def _infer(self, bf: np.ndarray, want: Literal["features", "images"]) -> np.ndarray:
+        """Return what the model gives for images that :meth:`_checked` returned, or for some of them."""
+        assert self._model is not None
+        config = Config.of(self.get_params(deep=False))
         by_minibatch = config.runtime.inference == "minibatch"
         return self._model.predict(
             bf,

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     import torch
 
     from skbegan.core.networks import Generator, Weights
+    from skbegan.core.standalone import StandaloneModel
     from skbegan.data.source import ImageSource, Scaling
 
 FAR = 2.0  # times the range of training, beyond either end: more than instruments differ by
@@ -209,6 +210,14 @@ class FittedModel:
     @property
     def _per_image(self) -> bool:
         return self.config is not None and self.config.architecture.standardize == "image"
+
+    def to_torch(self) -> StandaloneModel:
+        """Return a copy as a plain module from brightfields (n, C, H, W) to profiles and images."""
+        from skbegan.core.engine import undisturbed
+        from skbegan.core.standalone import StandaloneModel
+
+        with undisturbed():
+            return StandaloneModel(self.weights, self.bf_scaling, self.target_scaling)
 
     def _ready(
         self, bf: np.ndarray, device: str, precision: str, folded: bool

@@ -79,6 +79,7 @@ def test_within_the_core_imports_run_one_way():
         "networks",
         "checkpoint",
         "inference",
+        "standalone",
         "classifiers",
         "loop",
         "plans.pretraining",
