@@ -8,14 +8,17 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from skbegan._version import __version__
+from skbegan._version import __version__, show_versions
 
 if TYPE_CHECKING:
     from skbegan import datasets, metrics, plotting
     from skbegan.config import PUBLISHED, OnlineRemoval, ProfileAlignment, PublishedRemoval
     from skbegan.estimator import BeGANTransformer
+    from skbegan.io.anndata import to_anndata
+    from skbegan.io.images import write_images
     from skbegan.io.keras import load_keras_generator
     from skbegan.io.model_file import load, save
+    from skbegan.io.profiles import write_profiles
 
 __all__ = [
     "PUBLISHED",
@@ -30,6 +33,10 @@ __all__ = [
     "metrics",
     "plotting",
     "save",
+    "show_versions",
+    "to_anndata",
+    "write_images",
+    "write_profiles",
 ]
 
 _HOMES = {
@@ -41,6 +48,9 @@ _HOMES = {
     "load": "skbegan.io.model_file",
     "load_keras_generator": "skbegan.io.keras",
     "save": "skbegan.io.model_file",
+    "to_anndata": "skbegan.io.anndata",
+    "write_images": "skbegan.io.images",
+    "write_profiles": "skbegan.io.profiles",
 }
 _ROOMS = ("datasets", "metrics", "plotting")
 

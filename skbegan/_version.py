@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import os
+import platform
+import re
+import sys
 from importlib import metadata
 from pathlib import Path
 
@@ -32,3 +36,71 @@ def training_code() -> str:
     for path in sorted(files):
         digest.update(path.relative_to(root).as_posix().encode() + b"\0" + path.read_bytes())
     return digest.hexdigest()
+
+
+def show_versions() -> None:
+    """Print the versions of Python, of the system, of this package and of all that it can use, for a bug report.
+
+    Examples
+    --------
+    >>> import skbegan
+    >>> skbegan.show_versions()  # doctest: +ELLIPSIS
+    System:
+    ...
+    """
+    system = {
+        "python": sys.version.replace("\n", " "),
+        "executable": sys.executable,
+        "machine": platform.platform(),
+        "cores": str(os.cpu_count()),
+    }
+    core, optional = _dependencies()
+    sections = {
+        "System": system,
+        "skbegan and what it needs": {"skbegan": __version__} | {name: _installed(name) for name in core},
+        "Optional": {name: _installed(name) for name in optional},
+        "PyTorch": _torch(),
+    }
+    for title, lines in sections.items():
+        width = max(map(len, lines), default=0)
+        print(f"{title}:", *(f"    {name:>{width}}: {value}" for name, value in lines.items()), "", sep="\n")
+
+
+def _dependencies() -> tuple[list[str], list[str]]:
+    """Return the names of what this package needs and of what its extras name, tools of its developers left out."""
+    try:
+        requirements = metadata.requires("skbegan") or []
+    except metadata.PackageNotFoundError:  # run from a folder
+        requirements = list(_PACKAGES)
+    core: list[str] = []
+    optional: list[str] = []
+    for requirement in requirements:
+        name = re.split(r"[^\w.-]", requirement, maxsplit=1)[0]
+        extra = re.search(r"extra == ['\"]([\w-]+)['\"]", requirement)
+        if extra is None:
+            core.append(name)
+        elif extra[1] not in ("test", "dev") and name not in [*optional, "skbegan"]:
+            optional.append(name)
+    return core, sorted(optional, key=str.lower)
+
+
+def _installed(name: str) -> str:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return "not installed"
+
+
+def _torch() -> dict[str, str]:
+    import torch
+
+    about = {
+        "CUDA": torch.version.cuda or "not in this build",
+        "CUDA available": str(torch.cuda.is_available()),
+        "threads": str(torch.get_num_threads()),
+    }
+    if torch.cuda.is_available():
+        about["cuDNN"] = str(torch.backends.cudnn.version())
+        for number in range(torch.cuda.device_count()):
+            about[f"device {number}"] = torch.cuda.get_device_name(number)
+    return about

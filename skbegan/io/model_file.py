@@ -49,7 +49,7 @@ _SCALINGS = {
     "qpi_mean": "target_shape",
     "qpi_scale": "target_shape",
 }
-_NOT_SAVED = ("memory", "checkpoint_dir", "callback")  # of this machine, or code
+NOT_SAVED = ("memory", "checkpoint_dir", "callback")  # of this machine, or code
 
 
 def save(est: BeGANTransformer, path: str | os.PathLike[str]) -> None:
@@ -101,7 +101,7 @@ def save(est: BeGANTransformer, path: str | os.PathLike[str]) -> None:
     parameters, lost = {}, []
     for name, value in est.get_params(deep=False).items():
         try:
-            parameters[name] = None if name in _NOT_SAVED else encode(value)
+            parameters[name] = None if name in NOT_SAVED else encode(value)
         except TypeError:
             parameters[name] = None
             lost.append(f"{name}={value!r}")
@@ -295,7 +295,7 @@ def _estimator(path: Path, document: dict[str, Any]) -> tuple[BeGANTransformer, 
     for name in ("batches", "cell_types"):
         if fitted[name] is not None and len(set(fitted[name].tolist())) != len(fitted[name]):
             raise _refusal(path, f"{name!r} repeats a label")
-    parameters = {**decoded["parameters"], **dict.fromkeys(_NOT_SAVED)}
+    parameters = {**decoded["parameters"], **dict.fromkeys(NOT_SAVED)}
     try:
         config.Config.of(BeGANTransformer(**parameters).get_params(deep=False))
     except (TypeError, ValueError) as error:
