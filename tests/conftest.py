@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import datetime
 from collections.abc import Iterator
 from typing import Any
 
 import matplotlib
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
@@ -53,3 +55,24 @@ def fitted(cells: Any) -> BeGANTransformer:
 @pytest.fixture
 def rng() -> np.random.Generator:
     return np.random.default_rng(0)
+
+
+@pytest.fixture
+def cell_table() -> pd.DataFrame:
+    """Columns of all kinds that a laboratory's table has, of 90 cells."""
+    n = 90
+    return pd.DataFrame(
+        {
+            "batch": [f"day {i % 3}" for i in range(n)],
+            "cell_type": pd.Categorical([("A549", "H69", "H358")[i % 3] for i in range(n)]),
+            "well": np.array([f"B{i % 9:02}" for i in range(n)], dtype=object),
+            "dose": np.linspace(0, 1, n, dtype=np.float32),
+            "count": pd.array([None if i == 3 else i for i in range(n)], dtype="Int64"),
+            "control": [i % 2 == 0 for i in range(n)],
+            "day": pd.date_range("2024-01-31", periods=n),
+            "date": [datetime.date(2024, 1, 1 + i % 28) for i in range(n)],
+            "note": [None if i % 2 else "µ" for i in range(n)],
+            "lasted": pd.to_timedelta(range(n), unit="min"),
+            "levels": pd.Categorical(np.arange(n) % 4, ordered=True),
+        }
+    )

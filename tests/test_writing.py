@@ -1,8 +1,7 @@
-"""Profiles and images that leave: AnnData, tables, image files; and versions for a bug report."""
+"""Profiles and images that leave, as tables and image files; and versions for a bug report."""
 
 from __future__ import annotations
 
-import datetime
 import sys
 from importlib import metadata
 from pathlib import Path
@@ -22,9 +21,7 @@ from skbegan import BeGANTransformer, _version
 from skbegan._atomic import in_one_step
 from skbegan.datasets import load_cell_images
 from skbegan.io import _predicting
-from skbegan.metrics import Audit, Measure
 
-anndata = pytest.importorskip("anndata")
 zarr = pytest.importorskip("zarr")
 pytest.importorskip("pyarrow")
 
@@ -37,137 +34,8 @@ def two_channels(cells: Any) -> tuple[BeGANTransformer, np.ndarray]:
     return est, est.predict_image(cells.bf)
 
 
-@pytest.fixture
-def table() -> pd.DataFrame:
-    """Columns of all kinds that a laboratory's table has, of 90 cells."""
-    n = 90
-    return pd.DataFrame(
-        {
-            "batch": [f"day {i % 3}" for i in range(n)],
-            "cell_type": pd.Categorical([("A549", "H69", "H358")[i % 3] for i in range(n)]),
-            "well": np.array([f"B{i % 9:02}" for i in range(n)], dtype=object),
-            "dose": np.linspace(0, 1, n, dtype=np.float32),
-            "count": pd.array([None if i == 3 else i for i in range(n)], dtype="Int64"),
-            "control": [i % 2 == 0 for i in range(n)],
-            "day": pd.date_range("2024-01-31", periods=n),
-            "date": [datetime.date(2024, 1, 1 + i % 28) for i in range(n)],
-            "note": [None if i % 2 else "µ" for i in range(n)],
-            "lasted": pd.to_timedelta(range(n), unit="min"),
-            "levels": pd.Categorical(np.arange(n) % 4, ordered=True),
-        }
-    )
-
-
 def leftovers(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
-
-
-# AnnData --------------------------------------------------------------------------------------------------------------
-
-
-def test_anndata_holds_profiles_labels_and_how_they_were_made(fitted, cells):
-    adata = skbegan.to_anndata(fitted, cells.bf, obs=cells)
-    assert adata.X.dtype == np.float32
-    assert np.array_equal(adata.X, fitted.transform(cells.bf))
-    assert list(adata.var_names) == list(fitted.get_feature_names_out())
-    assert list(adata.obs) == ["batch", "cell_type"]
-    assert list(adata.obs["batch"]) == list(cells.batch)
-    about = adata.uns["skbegan"]
-    assert about["versions"]["skbegan"] == skbegan.__version__
-    assert about["parameters"]["n_features"] == 16
-    assert about["parameters"]["removal"] == "OnlineRemoval"
-    assert about["parameters"]["removal__warmup_epochs"] == 1
-    assert about["parameters"]["reference_batch"] == "None"
-    assert "memory" not in about["parameters"]
-
-
-def test_h5ad_is_written_and_read_back_whatever_the_columns_are(fitted, cells, table, tmp_path):
-    before = table.copy()
-    table.index = [f"cell {i}" for i in range(90)]
-    adata = skbegan.to_anndata(fitted, cells.bf, obs=table)
-    adata.write_h5ad(tmp_path / "a.h5ad")
-    back = anndata.read_h5ad(tmp_path / "a.h5ad")
-    assert np.array_equal(back.X, fitted.transform(cells.bf))
-    assert list(back.obs) == list(table)
-    assert list(back.obs_names) == list(table.index)
-    for name in ("batch", "cell_type", "well", "control", "levels"):
-        assert list(back.obs[name]) == list(table[name]), name
-    assert back.obs["count"].isna().sum() == 1 and back.obs["count"].iloc[4] == 4
-    assert back.obs["day"].iloc[0].startswith("2024-01-31") and back.obs["date"].iloc[1] == "2024-01-02"
-    assert list(back.obs["note"].isna()) == [i % 2 == 1 for i in range(90)]
-    assert back.obs["levels"].cat.ordered
-    assert back.obs["dose"].dtype == np.float32
-    assert back.uns["skbegan"]["parameters"]["n_features"] == 16
-    assert back.uns["skbegan"]["versions"]["torch"]
-    pd.testing.assert_frame_equal(table.reset_index(drop=True), before)
-
-
-def test_a_table_without_names_for_its_rows_and_none_at_all(fitted, cells, tmp_path):
-    for obs in (None, pd.DataFrame({"batch": cells.batch}), {"batch": list(cells.batch), "title": "x"}):
-        adata = skbegan.to_anndata(fitted, cells.bf, obs=obs)
-        adata.write_h5ad(tmp_path / "a.h5ad")
-        assert list(anndata.read_h5ad(tmp_path / "a.h5ad").obs_names[:2]) == ["0", "1"]
-        assert list(adata.obs) == ([] if obs is None else ["batch"])
-
-
-def test_a_polars_table(fitted, cells):
-    polars = pytest.importorskip("polars")
-    adata = skbegan.to_anndata(fitted, cells.bf, obs=polars.DataFrame({"batch": list(cells.batch)}))
-    assert list(adata.obs["batch"]) == list(cells.batch)
-
-
-def test_the_audit_travels_with_the_profiles(fitted, cells, tmp_path):
-    leakage = Measure("leakage", "features", 0.1, 0.02, 0.0, "lower", 0.9, None, 90)
-    mae = Measure("mean absolute error", "images", float("nan"), None, None, None, None, None, 90)
-    rows = {"leakage_linear": leakage, "mae": mae}
-    per_batch = {label: {"n_cells": 30, "mae": 0.1} for label in ("day 1/2", "day 2/2", 3)}
-    audit = Audit("an audit", ["90 cells", "5 folds"], rows, per_batch, {}, {"truth_mae": "no batch-free images"})
-    adata = skbegan.to_anndata(fitted, cells.bf, obs=cells, audit=audit)
-    adata.write_h5ad(tmp_path / "a.h5ad")
-    back = anndata.read_h5ad(tmp_path / "a.h5ad").uns["skbegan"]["audit"]
-    assert back["title"] == audit.title and list(back["about"]) == audit.about
-    assert list(back["measures"].index) == list(audit.measures)
-    for key, measure in audit.measures.items():
-        assert back["measures"].loc[key, "value"] == pytest.approx(measure.value, nan_ok=True)
-        assert pd.isna(back["measures"].loc[key, "chance"]) == (measure.chance is None)
-    assert list(back["per_batch"].index) == [str(label) for label in audit.per_batch]
-    assert dict(back["skipped"]["why"]) == audit.skipped
-
-
-def test_measurements_of_the_predicted_images(fitted, cells, tmp_path, monkeypatch):
-    monkeypatch.setattr(_predicting, "PARTS", 1)  # several parts
-    monkeypatch.setattr(_predicting, "part_of", lambda est: 32)
-    adata = skbegan.to_anndata(fitted, cells.bf, images={"pixel_size": 0.5})
-    expected = skbegan.metrics.cell_measurements(fitted.predict_image(cells.bf), pixel_size=0.5)
-    about = adata.uns["skbegan"]
-    assert list(about["image_measurements"]) == list(expected) and "dry_mass" in expected
-    assert list(about["image_units"]) == list(expected.attrs["units"].values())
-    np.testing.assert_allclose(adata.obsm["X_image"], expected.to_numpy(), rtol=1e-3)
-    adata.write_h5ad(tmp_path / "a.h5ad")
-    assert anndata.read_h5ad(tmp_path / "a.h5ad").obsm["X_image"].shape == expected.shape
-    assert "X_image" not in skbegan.to_anndata(fitted, cells.bf).obsm
-
-
-@pytest.mark.slow
-def test_a_real_audit_too(fitted, cells, tmp_path):
-    audit = skbegan.metrics.audit(fitted, cells.bf, cells.qpi, cells.batch, cells.cell_type, random_state=0)
-    skbegan.to_anndata(fitted, cells.bf, audit=audit).write_h5ad(tmp_path / "a.h5ad")
-    back = anndata.read_h5ad(tmp_path / "a.h5ad").uns["skbegan"]["audit"]
-    assert list(back["measures"].index) == list(audit.measures)
-    assert list(back["per_type"].index) == [str(label) for label in audit.per_type]
-
-
-@pytest.mark.slow
-def test_scanpy_works_with_it(fitted, cells, tmp_path):
-    scanpy = pytest.importorskip("scanpy")
-    adata = skbegan.to_anndata(fitted, cells.bf, obs=cells)
-    scanpy.pp.pca(adata, n_comps=5)
-    scanpy.pp.neighbors(adata, n_neighbors=5)
-    assert adata.obsm["X_pca"].shape == (90, 5)
-    assert adata.obsp["connectivities"].shape == (90, 90)
-    chosen = adata[adata.obs["batch"] == cells.batch[0]].copy()
-    chosen.write_h5ad(tmp_path / "a.h5ad")
-    assert anndata.read_h5ad(tmp_path / "a.h5ad").n_obs == np.sum(cells.batch == cells.batch[0])
 
 
 # Tables ---------------------------------------------------------------------------------------------------------------
@@ -231,22 +99,18 @@ def test_pycytominer_normalizes_it(fitted, cells, tmp_path, name):
     assert len(means) == len(set(zip(cells.batch, cells.cell_type, strict=True)))
 
 
-def test_all_kinds_of_columns_in_parquet(fitted, cells, table, tmp_path):
-    table.index = pd.Index([f"cell {i}" for i in range(90)], name="cell")
-    found = read(skbegan.write_profiles(tmp_path / "p.parquet", fitted, cells.bf, table))
-    assert list(found)[:12] == ["Metadata_cell", *(f"Metadata_{name}" for name in table)]
-    assert list(found["Metadata_cell"]) == list(table.index)
-    assert list(found["Metadata_day"]) == list(table["day"]) and list(found["Metadata_well"]) == list(table["well"])
+def test_all_kinds_of_columns_in_parquet(fitted, cells, cell_table, tmp_path):
+    cell_table.index = pd.Index([f"cell {i}" for i in range(90)], name="cell")
+    found = read(skbegan.write_profiles(tmp_path / "p.parquet", fitted, cells.bf, cell_table))
+    assert list(found)[:12] == ["Metadata_cell", *(f"Metadata_{name}" for name in cell_table)]
+    assert list(found["Metadata_cell"]) == list(cell_table.index)
+    assert list(found["Metadata_day"]) == list(cell_table["day"]) and list(found["Metadata_well"]) == list(
+        cell_table["well"]
+    )
     assert found["Metadata_count"].isna().sum() == 1
     with pytest.raises(ValueError, match="give each column one type"):
-        skbegan.write_profiles(tmp_path / "q.parquet", fitted, cells.bf, table.assign(odd=["x", 1, {}] * 30))
+        skbegan.write_profiles(tmp_path / "q.parquet", fitted, cells.bf, cell_table.assign(odd=["x", 1, {}] * 30))
     assert leftovers(tmp_path) == ["p.parquet"]
-
-
-def test_profiles_as_h5ad(fitted, cells, tmp_path):
-    path = skbegan.write_profiles(tmp_path / "p.h5ad", fitted, cells.bf, cells)
-    back = anndata.read_h5ad(path)
-    assert np.array_equal(back.X, fitted.transform(cells.bf)) and list(back.obs) == ["batch", "cell_type"]
 
 
 def test_tables_that_do_not_fit_are_refused_before_anything_is_computed(fitted, cells, tmp_path, monkeypatch):
@@ -261,8 +125,6 @@ def test_tables_that_do_not_fit_are_refused_before_anything_is_computed(fitted, 
     for error, message, given in cases:
         with pytest.raises(error, match=message):
             skbegan.write_profiles(tmp_path / "p.csv", fitted, cells.bf, given)
-        with pytest.raises(error, match=message):
-            skbegan.to_anndata(fitted, cells.bf, given)
     with pytest.raises(ValueError, match="several columns that would be called 'Metadata_batch'"):
         skbegan.write_profiles(tmp_path / "p.csv", fitted, cells.bf, frame.assign(Metadata_batch=1))
     with pytest.raises(ValueError, match="an index and a column of the name 'batch'"):
@@ -401,6 +263,13 @@ def test_images_that_cannot_be_written_are_refused_before_anything_is_computed(f
 OUTPUTS = [*FILES, "p.parquet", "p.csv", "p.csv.gz", "p.h5ad"]
 
 
+@pytest.fixture
+def name(request: pytest.FixtureRequest) -> str:
+    if request.param.endswith("h5ad"):
+        pytest.importorskip("anndata")
+    return request.param
+
+
 def write(path: Path, est: Any, bf: np.ndarray, **options: Any) -> Path:
     return (skbegan.write_images if path.name.startswith("i") else skbegan.write_profiles)(path, est, bf, **options)
 
@@ -410,7 +279,7 @@ def content(path: Path) -> dict[str, bytes]:
     return {file.relative_to(path.parent).as_posix(): file.read_bytes() for file in files}
 
 
-@pytest.mark.parametrize("name", OUTPUTS)
+@pytest.mark.parametrize("name", OUTPUTS, indirect=True)
 def test_nothing_is_overwritten_unless_it_is_said(fitted, cells, tmp_path, name):
     path = write(tmp_path / name, fitted, cells.bf[:20])
     before = content(path)
@@ -422,7 +291,7 @@ def test_nothing_is_overwritten_unless_it_is_said(fitted, cells, tmp_path, name)
     assert leftovers(tmp_path) == [name]
 
 
-@pytest.mark.parametrize("name", OUTPUTS)
+@pytest.mark.parametrize("name", OUTPUTS, indirect=True)
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
 def test_what_fails_on_its_way_leaves_what_was_there(fitted, cells, tmp_path, monkeypatch, name, error):
     write(tmp_path / name, fitted, cells.bf[:20])
@@ -508,7 +377,7 @@ def test_versions_are_shown(capsys):
     lines = dict(line.strip().split(": ", 1) for line in shown.splitlines() if ": " in line)
     assert lines["python"].startswith(sys.version.split()[0])
     assert lines["skbegan"] == skbegan.__version__
-    assert lines["numpy"] == np.__version__ and lines["anndata"] == metadata.version("anndata")
+    assert lines["numpy"] == np.__version__ and lines["tifffile"] == tifffile.__version__
     assert lines["CUDA available"] in ("True", "False")
     assert {"System:", "Optional:", "PyTorch:"} <= set(shown.splitlines())
 
