@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import math
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -49,6 +50,13 @@ def checked(est: Any, X_bf: Any, what: str) -> np.ndarray:
         )
     check_is_fitted(est)
     return est._checked(X_bf)
+
+
+def check_pixel_size(pixel_size: Any) -> None:
+    """Raise ValueError for anything but a positive number."""
+    number = isinstance(pixel_size, int | float | np.number) and not isinstance(pixel_size, bool)
+    if not number or not 0 < pixel_size < math.inf:
+        raise ValueError(f"pixel_size must be a positive number of micrometres, got {pixel_size!r}")
 
 
 def part_of(est: ModelEstimator) -> int:

@@ -14,7 +14,7 @@ import numpy as np
 from skbegan import checks
 from skbegan._atomic import check_new, in_one_step
 from skbegan._model_estimator import ModelEstimator
-from skbegan.io._predicting import PARTS, PIXELS, checked, needed, part_of, predictions
+from skbegan.io._predicting import PARTS, PIXELS, check_pixel_size, checked, needed, part_of, predictions
 
 if TYPE_CHECKING:
     from skbegan.estimator import BeGANTransformer
@@ -133,7 +133,7 @@ def write_images(
     if suffix == ".zarr" and path.exists() and not (path / "zarr.json").exists() and not (path / ".zarray").exists():
         raise FileExistsError(f"{path} is a folder but no Zarr array, and is not replaced; give another name")
     if pixel_size is not None:
-        _check_pixel_size(pixel_size)
+        check_pixel_size(pixel_size)
     stack = _stack(est_or_images, X_bf, pixel_size, channel_names, variable)
     if suffix == ".mat" and stack.n_bytes > _MAX_MATLAB:
         raise ValueError(
@@ -145,12 +145,6 @@ def write_images(
     with in_one_step(path) as draft:
         write(draft, stack)
     return path
-
-
-def _check_pixel_size(pixel_size: Any) -> None:
-    number = isinstance(pixel_size, int | float | np.number) and not isinstance(pixel_size, bool)
-    if not number or not 0 < pixel_size < math.inf:
-        raise ValueError(f"pixel_size must be a positive number of micrometres, got {pixel_size!r}")
 
 
 def _stack(source: Any, X_bf: Any, pixel_size: float | None, names: Sequence[str] | None, variable: str) -> _Stack:
