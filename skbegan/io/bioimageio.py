@@ -250,7 +250,7 @@ def _documentation(est: Any, name: str, description: str) -> str:
             "## Validation",
             "",
             "Nothing was validated when this package was written. What leaks of the batch, and how well the images",
-            "agree with measured ones, depends on the instrument: measure it on cells of your own before you rely on it.",
+            "agree with measured ones, depends on the instrument: measure it on cells of your own before you use it.",
             "",
         ]
     )
