@@ -217,7 +217,7 @@ class FittedModel:
         from skbegan.core.standalone import StandaloneModel
 
         with undisturbed():
-            return StandaloneModel(self.weights, self.bf_scaling, self.target_scaling)
+            return StandaloneModel(self.weights, self.bf_scaling, self.target_scaling, self._per_image)
 
     def _ready(
         self, bf: np.ndarray, device: str, precision: str, folded: bool

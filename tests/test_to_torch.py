@@ -17,7 +17,7 @@ from conftest import TINY
 from sklearn.exceptions import NotFittedError
 
 import skbegan
-from skbegan import PUBLISHED, BeGANTransformer, PublishedRemoval
+from skbegan import PUBLISHED, BeGANTransformer, ProfileAlignment, PublishedRemoval
 from skbegan.datasets import make_cell_images
 
 TOLERANCE = 1e-5  # of the range of what is compared, for images of the channel
@@ -156,6 +156,36 @@ def test_several_channels_of_different_scales(cells, tmp_path):
     assert module(x)[1].shape == (90, 3, 16, 16)
     assert_reproduces(module(x), est, bf)
     assert_reproduces(onnx_outputs(module, x[:4], [x], tmp_path / "model.onnx")[0], est, bf)
+
+
+VARIANTS: dict[str, dict[str, Any]] = {
+    "brightfields one by one": {"standardize": "image"},
+    "instance norm": {"norm": "instance"},
+    "group norm": {"norm": "group"},
+    "profile of the predicted image": {"profile": ProfileAlignment(descriptor_share=0.5)},
+    "whitened profile": {"profile": ProfileAlignment(whitening=0.5)},
+}
+
+
+@pytest.fixture(scope="module", params=VARIANTS)
+def variant(request: pytest.FixtureRequest, cells: Any) -> BeGANTransformer:
+    est = BeGANTransformer(**TINY | VARIANTS[request.param])
+    return est.fit(cells.bf, cells.qpi, cells.batch, cells.cell_type)
+
+
+def test_variants_are_reproduced(variant, cells):
+    x = as_input(cells.bf)
+    module = variant.to_torch()
+    assert_reproduces(module(x), variant, cells.bf)
+    program = torch.export.export(module, (x[:4],), dynamic_shapes=({0: torch.export.Dim("n_cells")},))
+    assert_reproduces(program.module()(x), variant, cells.bf)
+
+
+@pytest.mark.skipif(not EXPORTS, reason="an older torch exports to ONNX in another way")
+def test_onnx_runtime_reproduces_variants(variant, cells, tmp_path):
+    x = as_input(cells.bf)
+    (outputs,) = onnx_outputs(variant.to_torch(), x[:4], [x], tmp_path / "model.onnx")
+    assert_reproduces(outputs, variant, cells.bf)
 
 
 def test_a_loaded_and_a_pickled_model_give_the_same_module(fitted, cells, tmp_path):

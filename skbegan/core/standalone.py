@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from skbegan.core.inference import fold
 from skbegan.core.networks import generator_of
-from skbegan.data.source import Scaling
+from skbegan.data.source import Scaling, by_itself
 
 NARROW = (torch.float32, torch.float16, torch.bfloat16, torch.uint8, torch.int8, torch.int16)  # float32 holds these
 
@@ -27,6 +27,8 @@ class StandaloneModel(nn.Module):
         Those of a :class:`~skbegan.model.FittedModel`. They are copied.
     bf_scaling, target_scaling : Scaling
         Standardisation of brightfield and target.
+    per_image : bool, default=False
+        Whether each channel of each brightfield is then brought to mean 0 and standard deviation 1 by itself.
     """
 
     mean: Tensor
@@ -35,8 +37,15 @@ class StandaloneModel(nn.Module):
     target_mean: Tensor
     target_scale: Tensor
 
-    def __init__(self, weights: Mapping[str, np.ndarray], bf_scaling: Scaling, target_scaling: Scaling) -> None:
+    def __init__(
+        self,
+        weights: Mapping[str, np.ndarray],
+        bf_scaling: Scaling,
+        target_scaling: Scaling,
+        per_image: bool = False,
+    ) -> None:
         super().__init__()
+        self.per_image = per_image
         generator = fold(generator_of(dict(weights), torch.device("cpu"), torch.float32), torch.float32)
         # Exporters know one layout only.
         self.generator = generator.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
@@ -69,6 +78,9 @@ class StandaloneModel(nn.Module):
         else:
             x = (bf.to(torch.float64) - self.mean.to(torch.float64) - self.rest.to(torch.float64)).to(self.gain.dtype)
         x = x * self.gain
-        features, skips = self.generator.encode(x)
-        images = self.generator.erasure(self.generator.decode(features, skips, x))
-        return self.generator.profile(features), images * self.target_scale + self.target_mean
+        # As `Generator.profile_of` and `Generator.image_of`, in one pass.
+        image, content = self.generator(by_itself(x) if self.per_image else x)
+        image = self.generator.erasure(image)
+        if self.generator.descriptors is not None:
+            content = torch.cat([content, self.generator.descriptors(image)], dim=1)
+        return self.generator.profile(content), image * self.target_scale + self.target_mean

@@ -114,7 +114,10 @@ class ImageSource:
             host = host.pin_memory()
         # A channels-last array is a channels-last tensor: the permutation moves nothing.
         found = (host.to(self.device, non_blocking=True).permute(0, 3, 1, 2) - self._mean) * self._gain
-        if self.per_image:
-            centred = found - found.mean((2, 3), keepdim=True)
-            found = centred / (centred.square().mean((2, 3), keepdim=True).sqrt() + FAINTEST)
-        return found
+        return by_itself(found) if self.per_image else found
+
+
+def by_itself(images: Tensor) -> Tensor:
+    """Bring each channel of each image (n, C, H, W) to mean 0 and standard deviation 1."""
+    centred = images - images.mean((2, 3), keepdim=True)
+    return centred / (centred.square().mean((2, 3), keepdim=True).sqrt() + FAINTEST)
