@@ -221,6 +221,18 @@ def test_a_large_offset_in_float64_costs_no_digits():
     assert_reproduces(est.to_torch()(x), est, bf)
 
 
+def test_in_double_precision_the_offset_is_taken_off_exactly():
+    cells = make_cell_images(40, 2, 2, 16, random_state=0)
+    bf = (30_000 + 10 * (cells.bf - cells.bf.mean()) / cells.bf.std()).astype(np.uint16)
+    est = BeGANTransformer(**TINY | {"pretrain_epochs": 1, "removal_epochs": 0, "precision": "float64"})
+    est.fit(bf, cells.qpi)
+    profile, image = est.to_torch().double()(as_input(bf))
+    assert profile.dtype == torch.float64
+    expected = est.transform(bf)
+    assert np.abs(profile.numpy() - expected).max() <= 1e-6 * np.ptp(expected)
+    assert_reproduces((profile, image), est, bf)
+
+
 def test_what_cannot_be_done_is_said(fitted, cells):
     with pytest.raises(NotFittedError):
         BeGANTransformer().to_torch()

@@ -73,7 +73,7 @@ class StandaloneModel(nn.Module):
             raise ValueError(
                 f"brightfields must have shape (n, {', '.join(map(str, expected))}), got {tuple(bf.shape)}"
             )
-        if bf.dtype in NARROW:
+        if bf.dtype in NARROW and self.gain.dtype is not torch.float64:
             x = bf.to(self.gain.dtype) - self.mean
         else:
             x = (bf.to(torch.float64) - self.mean.to(torch.float64) - self.rest.to(torch.float64)).to(self.gain.dtype)
