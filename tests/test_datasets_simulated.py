@@ -6,6 +6,8 @@ import inspect
 import numpy as np
 import pytest
 
+from skbegan.datasets import _simulated_cells as cells_of
+from skbegan.datasets import _simulated_optics as optics_of
 from skbegan.datasets import simulated
 from skbegan.datasets.simulated import make_cell_images
 
@@ -101,7 +103,7 @@ def test_other_sizes_show_the_same_cells():
 
 def test_chunks_do_not_show(monkeypatch):
     whole = small(batch_strength=0.5)
-    monkeypatch.setattr(simulated, "_CHUNK_PIXELS", 1)
+    monkeypatch.setattr(optics_of, "CHUNK_PIXELS", 1)
     single = small(batch_strength=0.5)
     for name in ("clean_bf", "clean_qpi"):
         np.testing.assert_allclose(whole[name], single[name], atol=1e-5)
@@ -184,7 +186,7 @@ def test_one_cell_per_group_is_enough():
 def sphere(radius, index, n_granules=0, granule_radius=0.0):
     body = np.array([[0.0, 0.0, radius, radius, 0.3, radius]])
     granules = np.zeros((1, max(n_granules, 1)))
-    return simulated._Cells(
+    return cells_of.Cells(
         body,
         0.5 * body,
         np.array([index]),
@@ -196,16 +198,16 @@ def sphere(radius, index, n_granules=0, granule_radius=0.0):
 
 
 def test_phase_at_the_centre_of_a_sphere():
-    phase = simulated._phase(sphere(7.0, 1.355), np.zeros(1), np.zeros(1), 0.647, 1.335)
+    phase = cells_of.phase_of(sphere(7.0, 1.355), np.zeros(1), np.zeros(1), 0.647, 1.335)
     assert phase.item() == pytest.approx(2 * np.pi / 0.647 * 0.02 * 14.0, rel=1e-5)
 
 
 # The soft edge adds a little volume outside the ellipsoid: 2 % for a radius of 7 um, nothing as it narrows.
 @pytest.mark.parametrize(("edge", "tolerance"), [(0.4, 0.025), (0.02, 0.001)])
 def test_phase_holds_the_volume_of_a_sphere(monkeypatch, edge, tolerance):
-    monkeypatch.setattr(simulated, "_EDGE_WIDTH", edge)
+    monkeypatch.setattr(cells_of, "EDGE_WIDTH", edge)
     x = np.arange(-10, 10, 0.1)
-    phase = simulated._phase(sphere(7.0, 1.355), x, x, 0.647, 1.335)
+    phase = cells_of.phase_of(sphere(7.0, 1.355), x, x, 0.647, 1.335)
     volume = 4 / 3 * np.pi * 7.0**3
     assert phase.sum() * 0.01 == pytest.approx(2 * np.pi / 0.647 * 0.02 * volume, rel=tolerance)
     assert phase[0, 0, 0] == 0.0
@@ -213,16 +215,16 @@ def test_phase_holds_the_volume_of_a_sphere(monkeypatch, edge, tolerance):
 
 def test_granules_hold_the_volume_of_their_spheres():
     x = np.arange(-10, 10, 0.1)
-    path = simulated._granule_thickness(sphere(7.0, 1.355, 3, 0.7), x, x)
+    path = cells_of.granule_thickness(sphere(7.0, 1.355, 3, 0.7), x, x)
     assert path.sum() * 0.01 == pytest.approx(3 * 4 / 3 * np.pi * 0.7**3, rel=1e-3)
 
 
 def test_elongated_cell_lies_along_its_angle(monkeypatch):
-    monkeypatch.setattr(simulated, "_EDGE_WIDTH", 0.02)
+    monkeypatch.setattr(cells_of, "EDGE_WIDTH", 0.02)
     cells = sphere(6.0, 1.36)
     cells.body[0] = [0.0, 0.0, 8.0, 4.0, np.pi / 4, 5.0]
     x = np.linspace(-10, 10, 101)
-    phase = simulated._phase(cells, x, x, 0.5, 1.335)[0]
+    phase = cells_of.phase_of(cells, x, x, 0.5, 1.335)[0]
     xy = (phase * x[:, None] * x).sum() / phase.sum()
     assert xy == pytest.approx((8.0**2 - 4.0**2) / 2 / 5, rel=0.005)  # second moments of a projected ellipsoid
 
@@ -233,26 +235,26 @@ def random_phase(size=64):
 
 
 def test_pure_phase_object_in_focus_is_invisible():
-    field = simulated._exit_field(random_phase(), 0.0)
-    transfer = simulated._transfer(64, 0.7, 0.0, 0.532, 1.335, None)
-    np.testing.assert_allclose(np.abs(simulated._propagate(field, transfer)) ** 2, 1.0, atol=1e-5)
+    field = optics_of.exit_field(random_phase(), 0.0)
+    transfer = optics_of.transfer_function(64, 0.7, 0.0, 0.532, 1.335, None)
+    np.testing.assert_allclose(np.abs(optics_of.propagate(field, transfer)) ** 2, 1.0, atol=1e-5)
 
 
 def test_propagation_keeps_the_energy_and_can_be_undone():
-    field = simulated._exit_field(random_phase(), 0.1)
-    there = simulated._transfer(64, 0.7, 8.0, 0.532, 1.335, None)
-    back = simulated._transfer(64, 0.7, -8.0, 0.532, 1.335, None)
-    moved = simulated._propagate(field.copy(), there)
+    field = optics_of.exit_field(random_phase(), 0.1)
+    there = optics_of.transfer_function(64, 0.7, 8.0, 0.532, 1.335, None)
+    back = optics_of.transfer_function(64, 0.7, -8.0, 0.532, 1.335, None)
+    moved = optics_of.propagate(field.copy(), there)
     assert np.sum(np.abs(moved) ** 2) == pytest.approx(np.sum(np.abs(field) ** 2), rel=1e-5)
     assert np.abs(moved - field).max() > 0.1
-    np.testing.assert_allclose(simulated._propagate(moved, back), field, atol=1e-4)
+    np.testing.assert_allclose(optics_of.propagate(moved, back), field, atol=1e-4)
 
 
 def test_propagation_of_a_gaussian_beam():
     waist, distance, pixel, size = 3.0, 60.0, 0.5, 256
     x = (np.arange(size) - size / 2) * pixel
     beam = np.exp(-(x[:, None] ** 2 + x**2) / waist**2).astype(np.complex64)
-    moved = simulated._propagate(beam, simulated._transfer(size, pixel, distance, 0.532, 1.335, None))
+    moved = optics_of.propagate(beam, optics_of.transfer_function(size, pixel, distance, 0.532, 1.335, None))
     rayleigh = np.pi * waist**2 * 1.335 / 0.532
     intensity = np.abs(moved) ** 2
     radius = 2 * np.sqrt((intensity * x**2).sum() / intensity.sum())
@@ -260,7 +262,7 @@ def test_propagation_of_a_gaussian_beam():
 
 
 def test_aperture_limits_the_band():
-    transfer = simulated._transfer(64, 0.2, 3.0, 0.532, 1.335, 0.4)
+    transfer = optics_of.transfer_function(64, 0.2, 3.0, 0.532, 1.335, 0.4)
     frequency = np.fft.fftfreq(64, 0.2)
     beyond = frequency[:, None] ** 2 + frequency**2 > (0.4 / 0.532) ** 2
     assert (transfer[beyond] == 0).all()
@@ -287,6 +289,9 @@ def test_aperture_limits_the_band():
         ({"design": np.arange(3)[:, None] * np.ones((1, 4), int) > 0}, ValueError, r"cell type \[0\] empty"),
         ({"batch_strength": -1}, ValueError, "batch_strength"),
         ({"batch_strength": np.nan}, ValueError, "batch_strength"),
+        ({"batch_kinds": "sites"}, ValueError, "'instrument', 'site' or a list of some of magnification.*'sites'"),
+        ({"batch_kinds": ["crop", "colour"]}, ValueError, "batch_kinds must be"),
+        ({"batch_kinds": 3}, ValueError, "batch_kinds must be"),
         ({"batch_strength": "strong"}, TypeError, "batch_strength must be a real number"),
         ({"field_of_view": 10}, ValueError, "from 24 to 500"),
         ({"wavelength": 532}, ValueError, "wavelength"),
@@ -304,7 +309,9 @@ def test_every_parameter_is_documented_with_its_default():
     text = inspect.getdoc(make_cell_images)
     for name, parameter in inspect.signature(make_cell_images).parameters.items():
         assert f"\n{name} : " in text
-        assert f"default={parameter.default}" in text[text.index(f"\n{name} : ") :].split("\n")[1]
+        default = parameter.default
+        default = f'"{default}"' if isinstance(default, str) else default
+        assert f"default={default}" in text[text.index(f"\n{name} : ") :].split("\n")[1]
 
 
 def test_docstring_example_runs(monkeypatch):
