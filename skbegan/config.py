@@ -87,7 +87,7 @@ class Architecture:
     n_features: int = parameter(512, Count(1))
     standardize: bool | str = parameter(True, FlagOr("image"))
     norm: str = parameter("batch", Choice(("batch", "instance", "group")))
-    head_width: int = parameter(4, Count(1))
+    head_width: int = parameter(8, Count(1))
 
 
 @dataclass(frozen=True)
@@ -97,9 +97,9 @@ class Pretraining:
     epochs: int = parameter(100, Count(0), "pretrain_epochs")
     adversarial: float = constant(1.0, WEIGHT)
     image: float = parameter(100.0, WEIGHT, "pretrain_image_weight")
-    learning_rate: float = parameter(2e-4, RATE)
+    learning_rate: float = parameter(1e-3, RATE)
     discriminator_learning_rate: float = parameter(1e-4, RATE)
-    decay: float = parameter(0.0, SHARE, "pretrain_decay")
+    decay: float = parameter(0.5, SHARE, "pretrain_decay")
     minibatch_size: int = parameter(64, Count(2))
     augment: bool = parameter(True, Flag())
 
@@ -121,11 +121,12 @@ class RemovalMethod(Parameters):
 class OnlineRemoval(RemovalMethod):
     """Batch removal by adversaries that are trained along with the generator: the default.
 
-    Adversaries see all features and the cell type. Further losses need no opponent.
+    Adversaries see all features and the cell type. Further losses need no opponent: some bring the batches together,
+    some keep in the features what tells cells apart.
 
     Parameters
     ----------
-    learning_rate : float, default=5e-4
+    learning_rate : float, default=1e-3
         Of the generator (Adam).
     adversary_learning_rate : float, default=1e-3
         Of the adversaries.
@@ -143,11 +144,15 @@ class OnlineRemoval(RemovalMethod):
     averaging : float, default=0.99
         Decay per step of the exponential moving average (EMA) of the generator's weights, which is the generator that
         the stage leaves; 0 leaves the last one.
+    target_style : {"canonical", "transferred"}, default="canonical"
+        What the generator learns to predict. ``"canonical"``: the target in the mean style (mean image and power
+        spectrum) of all batches that compare with its cell type, one image per cell. ``"transferred"``: in the style of
+        a batch drawn at each step for `style_share` of the cells. Either way the best prediction is the same for all
+        batches.
     style_share : float, default=0.8
-        Share of the cells given the style of another batch (mean image and power spectrum), after Fourier-domain style
-        transfer [1]_. It applies to targets, so that the best prediction is the same for all batches, and to the second
-        view of brightfields, see `invariance`. Styles include those of batches that the type was never imaged in: the
-        batch would otherwise predict the type.
+        Share of the cells whose second view, see `invariance`, has the brightfield in the style of another batch, after
+        Fourier-domain style transfer [1]_. Styles include those of batches that the type was never imaged in: the batch
+        would otherwise predict the type.
     brightfield_style_share : float, default=0.4
         Share of the brightfields in the first view that get another style. More of it makes the cell type harder to
         name in known batches and easier in new ones, since the batch is less of a hint.
@@ -167,12 +172,22 @@ class OnlineRemoval(RemovalMethod):
         few features. It and `decorrelation` are the variance and covariance terms of VICReg [2]_ in other forms.
     decorrelation : float, default=2.0
         Weight of the mean squared correlation of pairs of features.
+    identity : float, default=1.0
+        Weight of the cross-entropy of finding a cell's own second view among the minibatch (InfoNCE [3]_). Styles are
+        drawn independently of the batch, which does not help to find it.
+    temperature : float, default=0.2
+        Of that cross-entropy: what the cosine of two profiles is divided by.
+    descriptors : float, default=2.0
+        Weight of the error with which a linear head tells mass, area, elongation, radial profile, angular harmonics,
+        quantiles and texture of the target from the features.
 
     References
     ----------
     .. [1] Yang and Soatto, "FDA: Fourier domain adaptation for semantic segmentation", CVPR 2020.
     .. [2] Bardes, Ponce and LeCun, "VICReg: variance-invariance-covariance regularization for self-supervised
        learning", ICLR 2022.
+    .. [3] van den Oord, Li and Vinyals, "Representation learning with contrastive predictive coding", arXiv:1807.03748,
+       2018.
 
     Examples
     --------
@@ -184,7 +199,7 @@ class OnlineRemoval(RemovalMethod):
 
     plan: ClassVar[str] = "skbegan.core.plans.online"
 
-    learning_rate: float = parameter(5e-4, RATE)
+    learning_rate: float = parameter(1e-3, RATE)
     adversary_learning_rate: float = parameter(1e-3, RATE)
     n_adversaries: int = parameter(2, Count(1))
     adversary_steps: int = parameter(1, Count(1))
@@ -192,6 +207,7 @@ class OnlineRemoval(RemovalMethod):
     ramp: float = parameter(0.3, SHARE)
     decay: float = parameter(0.5, SHARE)
     averaging: float = parameter(0.99, Number(high=0.9999))
+    target_style: str = parameter("canonical", Choice(("canonical", "transferred")))
     style_share: float = parameter(0.8, SHARE)
     brightfield_style_share: float = parameter(0.4, SHARE)
     unseen_style_share: float = parameter(0.7, SHARE)
@@ -200,10 +216,9 @@ class OnlineRemoval(RemovalMethod):
     invariance: float = parameter(5.0, WEIGHT)
     activity: float = parameter(2.0, WEIGHT)
     decorrelation: float = parameter(2.0, WEIGHT)
-    target_style: str = parameter("transferred", Choice(("transferred", "canonical")))
-    identity: float = parameter(0.0, WEIGHT)
+    identity: float = parameter(1.0, WEIGHT)
     temperature: float = parameter(0.2, RATE)
-    descriptors: float = parameter(0.0, WEIGHT)
+    descriptors: float = parameter(2.0, WEIGHT)
 
 
 @dataclass(frozen=True, repr=False)
@@ -248,12 +263,12 @@ class Removal:
     epochs: int = parameter(300, Count(0), "removal_epochs")
     refresh_epochs: int = parameter(5, Count(1))
     classifier_epochs: int = parameter(100, Count(1))
-    adversarial: float = parameter(0.1, WEIGHT, "adversarial_weight")
-    image: float = parameter(30.0, WEIGHT, "image_weight")
+    adversarial: float = parameter(0.0, WEIGHT, "adversarial_weight")
+    image: float = parameter(60.0, WEIGHT, "image_weight")
     cell_type: float = parameter(1.0, WEIGHT, "cell_type_weight")
     cell_type_image: float = parameter(1.0, WEIGHT, "cell_type_image_weight")
     batch: float = parameter(1.0, WEIGHT, "batch_weight")
-    batch_image: float = parameter(4.0, WEIGHT, "batch_image_weight")
+    batch_image: float = parameter(0.0, WEIGHT, "batch_image_weight")
     batch_target: str = parameter("conditional", Choice(("conditional", "uniform", "reference")))
     reference_batch: Any = parameter(None, Anything())
     discriminator_learning_rate: float = parameter(1e-4, RATE)
@@ -267,20 +282,31 @@ class Removal:
 class ProfileAlignment(Parameters):
     """Stage 3, on the finished generator: a small network makes the profile, and the batch is erased from images.
 
+    The profile reads the features and descriptors of the predicted image: mass, area, elongation, radial profile,
+    angular harmonics, quantiles and texture. In a U-Net the skip connections carry shape past the features.
+
     Parameters
     ----------
     matching : float, default=10.0
         Weight, relative to `batch_weight`, of the maximum mean discrepancy (MMD) between the batches of a cell type
         [1]_. 0 leaves the features as they are.
-    floor : float, default=0.03
-        The profile keeps the directions in which the features have at least this share of the variance of an average
-        direction. Fainter ones mostly hold the batch. Greater values leave a profile of fewer independent numbers.
+    floor : float, default=0.1
+        The profile keeps the directions in which features and descriptors have at least this share of the variance of
+        an average direction. Fainter ones mostly hold the batch. Greater values leave a profile of fewer independent
+        numbers.
+    descriptor_share : float, default=0.5
+        Share of the descriptors in the variance that the directions are found for, the rest being that of the features.
+        0: the profile is made of the features alone, and `transform` needs the encoder only, which is several times
+        faster.
+    whitening : float, default=0.7
+        From 0, directions of the profile have the variance of what they are made of, to 1, all have about the same.
+        Only where descriptors are read.
     image_erasure : bool, default=True
         Erase from the predicted images the directions in which the batches of a cell type have different means (after
-        LEACE [2]_; only with a positive `batch_image_weight`).
+        LEACE [2]_; only with a positive `batch_weight`).
     cell_type : float, default=2.0
         Weight, relative to `cell_type_weight`, of the cross-entropy of a linear classifier of the cell type.
-    correction : float, default=0.3
+    correction : float, default=1.0
         Weight of the squared distance by which the network moves cells.
     learning_rate : float, default=3e-3
         Falls to 0 over the second half.
@@ -312,10 +338,12 @@ class ProfileAlignment(Parameters):
     """
 
     matching: float = parameter(10.0, WEIGHT)
-    floor: float = parameter(0.03, SHARE)
+    floor: float = parameter(0.1, SHARE)
+    descriptor_share: float = parameter(0.5, SHARE)
+    whitening: float = parameter(0.7, SHARE)
     image_erasure: bool = parameter(True, Flag())
     cell_type: float = parameter(2.0, WEIGHT)
-    correction: float = parameter(0.3, WEIGHT)
+    correction: float = parameter(1.0, WEIGHT)
     learning_rate: float = parameter(3e-3, RATE)
     weight_decay: float = parameter(0.3, WEIGHT)
     steps: int = parameter(900, Count(0))
@@ -324,8 +352,6 @@ class ProfileAlignment(Parameters):
     kernel_widths: tuple[float, ...] = parameter((0.1, 0.3, 1.0, 3.0), Numbers())
     ridge: float = parameter(0.1, RATE)
     matching_shares: tuple[float, ...] = parameter((1.0, 0.25, 0.05), Numbers())
-    descriptor_share: float = parameter(0.0, SHARE)
-    whitening: float = parameter(0.0, SHARE)
 
 
 @dataclass(frozen=True)
@@ -399,6 +425,8 @@ PUBLISHED: dict[str, Any] = {
     "n_features": 512,
     "pretrain_epochs": 100,
     "pretrain_image_weight": 100.0,
+    "pretrain_decay": 0.0,
+    "head_width": 4,
     "removal_epochs": 300,
     "refresh_epochs": 5,
     "classifier_epochs": 100,
@@ -416,6 +444,7 @@ PUBLISHED: dict[str, Any] = {
     "minibatch_size": 10,
     "augment": False,
     "standardize": False,
+    "norm": "batch",
     "precision": "float32",
 }
 """Parameters that reproduce the original recipe: ``BeGANTransformer(**PUBLISHED)``."""

@@ -41,6 +41,11 @@ class BeGANTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ModelE
         Epochs of stage 1.
     pretrain_image_weight : float, default=100.0
         Weight of the mean absolute image error in stage 1, against 1 for the discriminator's verdict.
+    pretrain_decay : float, default=0.5
+        Share of stage 1, its last part, over which the generator's learning rate falls to nearly 0, after rising over
+        the first 5 %. 0: constant, as published.
+    head_width : int, default=8
+        Least channels of the generator's levels at full size; 4 as published. More keep finer structure.
     removal_epochs : int, default=300
         Epochs of stage 2; 0 leaves the pretrained model.
     refresh_epochs : int, default=5
@@ -48,17 +53,18 @@ class BeGANTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ModelE
         fitted from scratch on a new split of the features (PublishedRemoval).
     classifier_epochs : int, default=100
         Epochs of each classifier fit of PublishedRemoval, between the stages and at each refresh.
-    adversarial_weight : float, default=0.1
-        Weight of the discriminator's verdict in stage 2.
+    adversarial_weight : float, default=0.0
+        Weight of the discriminator's verdict in stage 2; 0 trains no discriminator there.
     cell_type_weight, cell_type_image_weight : float, default=1.0
         Weights of the cross-entropy of the cell type, read from the features and from the predicted image.
     batch_weight : float, default=1.0
         Weight of the losses that remove the batch from the features: the knob that trades batch removal against all
         else. It multiplies the fool loss of the feature adversaries (their mean; with PublishedRemoval their sum), the
-        alignment and the matching. 0 leaves the images to be freed of the batch, see `batch_image_weight`.
-    batch_image_weight : float, default=4.0
-        Weight of the fool loss of the adversary that reads the batch from the predicted image; 0: no erasure either.
-    image_weight : float, default=30.0
+        alignment and the matching. 0: no image erasure either.
+    batch_image_weight : float, default=0.0
+        Weight of the fool loss of an adversary that reads the batch from the predicted image. Targets in one style and
+        the erasure free images of most of the batch; the adversary also takes structure, see docs/decisions.
+    image_weight : float, default=60.0
         Weight of the mean absolute image error in stage 2.
     batch_target : {"conditional", "uniform", "reference"}, default="conditional"
         What the generator makes the adversaries predict: p(batch given cell type) as it is in the training cells, the
@@ -70,8 +76,8 @@ class BeGANTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ModelE
         that are trained along with the generator, or :class:`~skbegan.PublishedRemoval`, classifiers that are fitted
         between the stages and frozen. A search reaches them as ``removal__alignment``.
     profile : ProfileAlignment, default=ProfileAlignment()
-        Stage 3, which makes the profile from the features of the finished generator; not after PublishedRemoval.
-    learning_rate : float, default=2e-4
+        Stage 3, which makes the profile from the finished generator; not after PublishedRemoval.
+    learning_rate : float, default=1e-3
         Of the generator in stage 1 (Adam, as all others).
     discriminator_learning_rate : float, default=1e-4
     classifier_learning_rate : float, default=1e-3
@@ -83,9 +89,13 @@ class BeGANTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ModelE
     validation_fraction : float, default=0.1
         Share of the cells, stratified by batch and cell type, held out: in stage 1 to choose the best generator, in the
         default stage 2 only to report losses. Where that would be a single cell none is held out.
-    standardize : bool, default=True
+    standardize : bool or "image", default=True
         Standardise each channel over the training cells, and start the last layer at that scale. Loss weights refer to
-        standardised images; predictions come in the units of the target all the same.
+        standardised images; predictions come in the units of the target all the same. ``"image"``: besides, each
+        brightfield by itself, so that gain and offset are lost; targets not, since theirs is the dry mass.
+    norm : {"batch", "instance", "group"}, default="batch"
+        Normalisation in the generator: BatchNorm, or each image by itself, one channel (``"instance"``) or eight
+        (``"group"``) at a time, and more where maps are small.
     inference : {"population", "minibatch"}, default="population"
         ``"population"``: each cell for itself, with BatchNorm statistics of the training set. ``"minibatch"``: the
         original's way, in which the statistics are those of consecutive `minibatch_size` cells, so that a prediction
@@ -182,22 +192,22 @@ class BeGANTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ModelE
         n_features: int = 512,
         pretrain_epochs: int = 100,
         pretrain_image_weight: float = 100.0,
-        pretrain_decay: float = 0.0,
-        head_width: int = 4,
+        pretrain_decay: float = 0.5,
+        head_width: int = 8,
         removal_epochs: int = 300,
         refresh_epochs: int = 5,
         classifier_epochs: int = 100,
-        adversarial_weight: float = 0.1,
+        adversarial_weight: float = 0.0,
         cell_type_weight: float = 1.0,
         cell_type_image_weight: float = 1.0,
         batch_weight: float = 1.0,
-        batch_image_weight: float = 4.0,
-        image_weight: float = 30.0,
+        batch_image_weight: float = 0.0,
+        image_weight: float = 60.0,
         batch_target: str = "conditional",
         reference_batch: Any = None,
         removal: RemovalMethod = OnlineRemoval(),  # noqa: B008 (it is frozen)
         profile: ProfileAlignment = ProfileAlignment(),  # noqa: B008
-        learning_rate: float = 2e-4,
+        learning_rate: float = 1e-3,
         discriminator_learning_rate: float = 1e-4,
         classifier_learning_rate: float = 1e-3,
         minibatch_size: int = 64,

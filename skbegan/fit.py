@@ -295,13 +295,13 @@ class _Stages:
         per_image = self.config.architecture.standardize == "image"
         if self.earlier is not None:
             return Split(train_rows, validation_rows, self.earlier.bf_scaling, self.earlier.target_scaling, per_image)
-        scalings = (
+        bf_scaling, target_scaling = (
             Scaling.of(images, train_rows)
             if self.config.architecture.standardize
             else Scaling.identity(1 if images.ndim == 3 else images.shape[3])
             for images in (self.dataset.bf, self.dataset.qpi)
         )
-        return Split(train_rows, validation_rows, *scalings, per_image)
+        return Split(train_rows, validation_rows, bf_scaling, target_scaling, per_image)
 
     def _go_on_from(self, earlier: FittedModel) -> None:
         self.history = {name: part for name, part in earlier.history.items() if name not in _NO_STAGES}

@@ -9,7 +9,7 @@ import torch
 from skbegan import BeGANTransformer, OnlineRemoval, ProfileAlignment, load, save
 from skbegan.core.engine import Engine, new_rng
 from skbegan.core.losses import group_members, maximum_mean_discrepancy
-from skbegan.core.networks import ProfileMap
+from skbegan.core.outputs import ProfileMap
 from skbegan.core.plans.profile import (
     N_PARTS,
     ProfileFit,

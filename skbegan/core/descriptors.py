@@ -7,6 +7,7 @@ the profile reads those of the predicted image, since in a U-Net the skip connec
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import torch
@@ -56,13 +57,10 @@ def measure(images: Tensor, sign: Tensor) -> Tensor:
         By channel: logarithms of mass, area and mean density; logarithm of the ratio of the axes; texture; mean and
         mean squared radius; quantiles; radial profile; angular harmonics; logarithms of the power in bands.
     """
-    n, c, h, w = images.shape
+    h, w = images.shape[2:]
     images = images * sign.to(images.dtype)[:, None, None]
-    border = torch.cat(
-        [images[..., :BORDER, :].flatten(2), images[..., -BORDER:, :].flatten(2)]
-        + [images[..., :BORDER].flatten(2), images[..., -BORDER:].flatten(2)],
-        dim=2,
-    )
+    sides = images[..., :BORDER, :], images[..., -BORDER:, :], images[..., :BORDER], images[..., -BORDER:]
+    border = torch.cat([side.flatten(2) for side in sides], dim=2)
     # The median, sorted by hand: ONNX has no median.
     raised = images - border.sort(2).values[..., (border.shape[2] - 1) // 2, None, None]
     smooth = _smooth(raised, 1.0)
@@ -81,9 +79,10 @@ def measure(images: Tensor, sign: Tensor) -> Tensor:
     dx, dy = x - cx[..., None, None], y - cy[..., None, None]
     radius = (area / math.pi).sqrt()[..., None, None]
     r = (dx**2 + dy**2 + EPSILON).sqrt() / radius
-    sxx, syy, sxy = ((mask * m).sum((2, 3)) / area for m in (dx**2, dy**2, dx * dy))
-    mean, gap = 0.5 * (sxx + syy), (0.25 * (sxx - syy) ** 2 + sxy**2 + EPSILON**2).sqrt()
-    axes = 0.5 * ((mean + gap).clamp(min=EPSILON).log() - (mean - gap).clamp(min=0.05 * float(1.0)).log())
+    sxx, syy, sxy = [(mask * moment).sum((2, 3)) / area for moment in (dx**2, dy**2, dx * dy)]
+    mean = 0.5 * (sxx + syy)
+    gap = (0.25 * (sxx - syy) ** 2 + sxy**2 + EPSILON**2).sqrt()
+    axes = 0.5 * ((mean + gap).clamp(min=EPSILON).log() - (mean - gap).clamp(min=0.05).log())
     level = mass / area
     relative = raised / level[..., None, None].clamp(min=0.02)
     texture = (mask * (relative - _smooth(relative, 2.0)) ** 2).sum((2, 3)) / area
@@ -106,7 +105,7 @@ def measure(images: Tensor, sign: Tensor) -> Tensor:
                 values.append((size + EPSILON).sqrt()[..., None])
         real, imaginary = real * angle_x - imaginary * angle_y, real * angle_y + imaginary * angle_x
     blurred = [_smooth(relative, width) for width in BANDS]
-    for fine, coarse in zip(blurred, blurred[1:], strict=False):
+    for fine, coarse in itertools.pairwise(blurred):
         power = (mask * (fine - coarse) ** 2).sum((2, 3)) / area
         values.append((power + EPSILON).log()[..., None])
     return torch.cat(values, dim=2).flatten(1)
@@ -141,7 +140,9 @@ class Descriptors(nn.Module):
     def calibrate(self, sign: Tensor, values: Tensor) -> None:
         """Take sign and standardisation from what :meth:`raw` gives of training cells, robust to a few odd cells."""
         self.sign.copy_(sign)
-        low, middle, high = torch.quantile(values[:65536].double(), values.new_tensor([0.16, 0.5, 0.84]).double(), dim=0)
+        low, middle, high = torch.quantile(
+            values[:65536].double(), values.new_tensor([0.16, 0.5, 0.84]).double(), dim=0
+        )
         self.centre.copy_(middle)
         self.scale.copy_((0.5 * (high - low)).clamp(min=1e-6))
 

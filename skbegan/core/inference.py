@@ -80,7 +80,7 @@ def fold(generator: Generator, dtype: torch.dtype) -> Generator:
         assert isinstance(level, nn.Sequential)
         if not isinstance(level[1], nn.BatchNorm2d):
             continue
-        level[0], level[1] = fuse_conv_bn_eval(level[0], level[1]), nn.Identity()  # type: ignore[arg-type, type-var]
+        level[0], level[1] = fuse_conv_bn_eval(level[0], level[1]), nn.Identity()  # type: ignore[type-var]
     for name, module in generator.named_children():
         if name not in ("profile", "erasure", "descriptors"):
             module.to(dtype=dtype).to(memory_format=torch.channels_last)  # type: ignore[call-overload]

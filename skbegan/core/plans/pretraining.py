@@ -29,7 +29,6 @@ from skbegan.core.networks import (
 from skbegan.data.cells import Cells, Minibatch, symmetry
 from skbegan.design import Design
 
-
 WARMUP = 0.05  # of the stage, over which a learning rate that decays rises first
 
 

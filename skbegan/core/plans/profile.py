@@ -306,9 +306,13 @@ class ProfilePlan:
         fallen: set[int] = set()
         for share in profile.matching_shares:
             principal = principal_map(
-                views[0], profile.floor, profile.hidden, self.rng,
+                views[0],
+                profile.floor,
+                profile.hidden,
+                self.rng,
                 n_features=int(self.generator.bottleneck.out_channels),
-                descriptor_share=profile.descriptor_share, whitening=profile.whitening,
+                descriptor_share=profile.descriptor_share,
+                whitening=profile.whitening,
             )
             if principal is None:
                 return {}
