@@ -171,7 +171,21 @@ class ModelEstimator(BaseEstimator):
             minibatch_size=config.removal.minibatch_size if by_minibatch else None,
         )
 
-    def _recalibrate(self, X_bf: Any) -> Self:
+    def recalibrate(self, X_bf: Any) -> Self:
+        """Re-estimate the population statistics of BatchNorm on the given cells; the weights stay.
+
+        For a model imported from elsewhere, whose stored statistics were never meant to be used, before
+        ``inference="population"``. Give cells of all batches and cell types.
+
+        Parameters
+        ----------
+        X_bf : array-like of shape (n_cells, side, side) or (n_cells, side, side, n_channels)
+            At least two brightfield images like those of fit.
+
+        Returns
+        -------
+        self : BeGANTransformer
+        """
         check_is_fitted(self)
         assert self._model is not None
         config = Config.of(self.get_params(deep=False))
@@ -186,6 +200,19 @@ class ModelEstimator(BaseEstimator):
             minibatch_size=config.removal.minibatch_size,
         )
         return self._adopt(model)
+
+    def _earlier(self, config: Config, dataset: checks.CellDataset, removes: bool) -> FittedModel | None:
+        """Return what a warm start goes on with, None for a fit from the start.
+
+        Raises
+        ------
+        ValueError
+            If the fitted model and the new fit do not go together.
+        """
+        if not config.runtime.warm_start or self._model is None:
+            return None
+        self._model.check_goes_on(config, dataset.bf, dataset.qpi, removes)
+        return self._model
 
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), "_versions": versions()}
