@@ -78,9 +78,7 @@ def test_the_audit_has_a_bar_that_ends_at_its_end(fitted, cells, terminal):
 @pytest.mark.parametrize("predicts", [True, False])
 @pytest.mark.parametrize("references", [True, False])
 def test_the_parts_of_an_audit_add_up(fitted, cells, monkeypatch, predicts, references):
-    """What is left when the figures are measured is what was set aside for the retained variation."""
-    before, totals = [], []
-    monkeypatch.setattr(Progress, "reach", lambda self, done: before.append(self.done) or setattr(self, "done", done))
+    totals = []
     monkeypatch.setattr(Progress, "__exit__", lambda self, *error: totals.append((self.done, self.total)))
 
     class Features:
@@ -90,10 +88,7 @@ def test_the_parts_of_an_audit_add_up(fitted, cells, monkeypatch, predicts, refe
     model = fitted if predicts else Features()
     options = {"truth": cells.clean_qpi, "probes": ("linear",), "n_repeats": 1, "references": references}
     audit(model, cells.bf, cells.qpi, cells.batch, cells.cell_type, **options)
-    from skbegan.metrics.auditing import _RETAINED
-
-    assert totals == [(totals[0][0], totals[0][0])]
-    assert totals[0][0] - before[-1] == 3 * _RETAINED
+    assert len(totals) == 1 and totals[0][0] == totals[0][1] > 0
 
 
 def test_a_program_that_has_set_up_logging_gets_the_lines_where_it_wants_them(caplog):

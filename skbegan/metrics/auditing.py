@@ -48,7 +48,7 @@ from skbegan.metrics.tuning import removal_score, removal_stderr
 _PERMUTATIONS = 10  # for the chance level of retained variation; references go without
 # How long parts take, roughly, in units of a linear probe: for the time that is left.
 _PARTS = {"linear": 1, "mlp": 8, "knn": 1, "trees": 6, "cnn": 60}
-_RETAINED = 4
+_RETAINED = {"model": 30, "raw": 5, "truth": 5}
 
 
 def audit(
@@ -209,7 +209,7 @@ def audit(
         + predicts * _n_parts(known, n_repeats, True)
         + (n_images - predicts) * _n_parts(known, 1, True)
         + n_pixels * _n_parts(known, 1, False)
-        + _RETAINED
+        + sum(_RETAINED.values())
     )
     with Progress("audit", total, unit="part", verbose=verbose) as bar:
         features = check_features(features_of(estimator, X_bf))
@@ -244,13 +244,11 @@ def audit(
         }
         found = {name: _precision(X, components, design, scored, seed) for name, (X, components) in sources.items()}
         table, center, source = _measured(table, targets)
-        kept = {
-            name: _retained(
-                X, components, table, center, design, n_splits, _PERMUTATIONS if name == "model" else 0, seed
-            )
-            for name, (X, components) in sources.items()
-        }
-        bar.reach(total)
+        kept = {}
+        for name, (X, components) in sources.items():
+            n_permutations = _PERMUTATIONS if name == "model" else 0
+            kept[name] = _retained(X, components, table, center, design, n_splits, n_permutations, seed)
+            bar.update(n_types * _RETAINED[name])
 
         sheet = Sheet()
         for section, prefix in ((FEATURES, ""), (IMAGES, "image_")):
@@ -447,16 +445,10 @@ def _read(
     readers = [probe for probe in probes if shape or probe != "cnn"]
     used = [of_images(probe, shape) for probe in readers]
     parts = _n_parts(probes, n_repeats, bool(shape)) - 2 * n_repeats
+    tick = None if bar is None else lambda: bar.update(parts)
     attempt(
         [f"leakage_{name}" for name in readers],
-        lambda: measure_leakage(
-            X,
-            design,
-            used,
-            *counts,
-            np.random.default_rng(seed),
-            done=None if bar is None else lambda: bar.update(parts),
-        ),
+        lambda: measure_leakage(X, design, used, *counts, np.random.default_rng(seed), tick),
         parts,
     )
     leakage, cross = found[f"leakage_{probes[0]}"], found["cross_batch_accuracy"]
