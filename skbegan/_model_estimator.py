@@ -15,6 +15,7 @@ from sklearn.utils.validation import check_is_fitted
 from skbegan import checks
 from skbegan._version import versions
 from skbegan.config import Config, Parameters
+from skbegan.design import Design, removal_verdict
 from skbegan.model import FittedModel
 
 if TYPE_CHECKING:
@@ -55,6 +56,7 @@ class ModelEstimator(BaseEstimator):
     qpi_scale_: np.ndarray
     base_width_: int
     device: Any
+    batch_target: str
 
     def set_params(self, **params: Any) -> Self:
         """Set parameters by name; those of `removal` and `profile` as ``removal__alignment``.
@@ -200,6 +202,36 @@ class ModelEstimator(BaseEstimator):
             minibatch_size=config.removal.minibatch_size,
         )
         return self._adopt(model)
+
+    def predict_image(self, X_bf: Any) -> np.ndarray:
+        """Return the predicted target image of each cell.
+
+        Parameters
+        ----------
+        X_bf : array-like of shape (n_cells, side, side) or (n_cells, side, side, n_channels)
+            Brightfield images like those of fit.
+
+        Returns
+        -------
+        images : ndarray of shape (n_cells, side, side) or (n_cells, side, side, n_channels), float32
+            In the units and with the channels of the target given to fit.
+
+        Raises
+        ------
+        NotFittedError
+            Before fit.
+        ValueError
+            For images of another shape than in fit, or not finite.
+        """
+        images = np.moveaxis(self._predict(X_bf, "images"), 1, -1)
+        return images[..., 0] if len(self.target_shape_) == 2 else np.ascontiguousarray(images)
+
+    def _can_remove_batch(self, dataset: checks.CellDataset) -> bool:
+        design = Design.of(dataset.batch, dataset.cell_type, dataset.n_batches, dataset.n_cell_types)
+        verdict = removal_verdict(design, dataset.batches, dataset.cell_types, self.batch_target)
+        if verdict.message is not None:
+            checks.warn_caller(verdict.message, UserWarning)
+        return verdict.removes
 
     def _earlier(self, config: Config, dataset: checks.CellDataset, removes: bool) -> FittedModel | None:
         """Return what a warm start goes on with, None for a fit from the start.

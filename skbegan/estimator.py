@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from typing import Any
+from time import perf_counter
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from sklearn.base import ClassNamePrefixFeaturesOutMixin, TransformerMixin
@@ -15,7 +16,9 @@ from sklearn.utils.validation import check_is_fitted
 from skbegan import checks
 from skbegan._model_estimator import ModelEstimator, first_argument_by_name
 from skbegan.config import Config, OnlineRemoval, ProfileAlignment, RemovalMethod
-from skbegan.design import Design, removal_verdict
+
+if TYPE_CHECKING:
+    from skbegan.cost import CostEstimate
 
 __all__ = ["BeGANTransformer"]
 
@@ -324,12 +327,58 @@ class BeGANTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ModelE
         fitted.remove_checkpoints()
         return self
 
-    def _can_remove_batch(self, dataset: checks.CellDataset) -> bool:
-        design = Design.of(dataset.batch, dataset.cell_type, dataset.n_batches, dataset.n_cell_types)
-        verdict = removal_verdict(design, dataset.batches, dataset.cell_types, self.batch_target)
-        if verdict.message is not None:
-            checks.warn_caller(verdict.message, UserWarning)
-        return verdict.removes
+    def estimate_cost(
+        self, X_bf: Any, y: Any = None, batch: Any = None, cell_type: Any = None, *, y_qpi: Any = None
+    ) -> CostEstimate:
+        """Say what a fit with these arguments would cost: time of each stage, and memory.
+
+        A few real steps of each stage are run on the given cells, on the device and in the precision of a fit, and
+        extrapolated to all epochs, validation, and profile alignment. That takes from seconds, for small networks, to
+        some minutes for those of the published size on a CPU. Neither the estimator nor the cells are changed.
+
+        Parameters
+        ----------
+        X_bf, y, batch, cell_type, y_qpi
+            As in :meth:`fit`.
+
+        Returns
+        -------
+        estimate : CostEstimate
+            ``print(estimate)`` says it in words; ``estimate.seconds``, ``estimate.peak_memory`` (bytes),
+            ``estimate["batch_removal"].seconds``, and ``estimate.with_epochs(pretraining=50)`` for other epochs.
+
+        Raises
+        ------
+        TypeError, ValueError
+            As :meth:`fit`.
+
+        Notes
+        -----
+        Other work on the machine slows the measured steps down or the fit later on. `memory`, `checkpoint_dir` and
+        `compile` are left out of account: what a cache holds already, the writing of checkpoints, and what compiling
+        takes and saves. Profile alignment is taken to succeed at the first of its `matching_shares`.
+
+        Examples
+        --------
+        >>> from skbegan import PRESETS, BeGANTransformer
+        >>> from skbegan.datasets import make_cell_images
+        >>> cells = make_cell_images(100, 2, 2, 16, random_state=0)
+        >>> estimate = BeGANTransformer(base_width=4, n_features=16).estimate_cost(
+        ...     cells.bf, cells.qpi, cells.batch, cells.cell_type
+        ... )
+        >>> estimate.seconds > estimate.with_epochs(pretraining=10).seconds
+        True
+        """
+        began = perf_counter()
+        config = Config.of(self.get_params(deep=False))
+        dataset = checks.check_fit_input(X_bf, y, batch, cell_type, y_qpi)
+        reference = checks.reference_code(dataset, self.reference_batch)
+        removes = self.removal_epochs > 0 and self._can_remove_batch(dataset)
+        earlier = self._earlier(config, dataset, removes)
+        from skbegan import cost
+
+        took = perf_counter() - began
+        return cost.estimate(config, dataset, removes=removes, reference=reference, earlier=earlier, checks_took=took)
 
     def fit_transform(
         self, X_bf: Any, y: Any = None, batch: Any = None, cell_type: Any = None, *, y_qpi: Any = None
@@ -362,29 +411,6 @@ class BeGANTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ModelE
             For images of another shape than in fit, or not finite.
         """
         return self._predict(X_bf, "features")
-
-    def predict_image(self, X_bf: Any) -> np.ndarray:
-        """Return the predicted target image of each cell.
-
-        Parameters
-        ----------
-        X_bf : array-like of shape (n_cells, side, side) or (n_cells, side, side, n_channels)
-            Brightfield images like those of fit.
-
-        Returns
-        -------
-        images : ndarray of shape (n_cells, side, side) or (n_cells, side, side, n_channels), float32
-            In the units and with the channels of the target given to fit.
-
-        Raises
-        ------
-        NotFittedError
-            Before fit.
-        ValueError
-            For images of another shape than in fit, or not finite.
-        """
-        images = np.moveaxis(self._predict(X_bf, "images"), 1, -1)
-        return images[..., 0] if len(self.target_shape_) == 2 else np.ascontiguousarray(images)
 
     def score(self, X_bf: Any, y: Any = None, batch: Any = None, cell_type: Any = None, *, y_qpi: Any = None) -> float:
         """Return how well batch is removed and biology kept in these cells; greater is better.

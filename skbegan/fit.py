@@ -97,10 +97,10 @@ def run(
         When training diverges whatever the learning rate.
     """
     with undisturbed():
-        return _Stages(config, dataset, draws, memory, reference, earlier).run(removes, keep_discriminator)
+        return Stages(config, dataset, draws, memory, reference, earlier).run(removes, keep_discriminator)
 
 
-class _Stages:
+class Stages:
     """The stages of one fit, with the data, seeds and history that they share."""
 
     def __init__(

@@ -12,7 +12,7 @@ import skbegan
 ROOT = Path(skbegan.__file__).parent
 SPEAKS_SKLEARN = {"estimator", "_model_estimator", "metrics", "checks", "plotting", "io", "datasets"}
 LEAVES = {"metrics", "datasets"}  # import nothing of ours
-GROUND = {"config", "design", "checks", "_rules", "_version"}  # import of ours only one another
+GROUND = {"config", "design", "checks", "presets", "_rules", "_version"}  # import of ours only one another
 # Import nothing of ours; for the leaves and all others.
 SHARED = {"_atomic", "_foreign", "_hdf5", "_labels", "_progress"}
 
