@@ -17,6 +17,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 import skbegan
 from skbegan._atomic import write_whole
 from skbegan._settings import parameters, read_settings, setting
@@ -25,7 +27,8 @@ from skbegan.presets import PRESETS
 FITS = ("pad", "crop", "stretch")
 TABLE_SUFFIX = ".table.json"  # of the file beside a model that says how its table was read
 _COLUMNS = ("bf", "target", "batch", "cell_type")
-_READING = (*_COLUMNS, "image_size", "fit", "axes")
+_READING = (*_COLUMNS, "image_size", "fit", "axes", "index", "frame")
+IN_MEMORY = 2 << 30  # bytes of images up to which they are read once, rather than anew in each epoch
 
 
 class UsageError(Exception):
@@ -191,7 +194,7 @@ def build_parser() -> argparse.ArgumentParser:
         made.add_argument("model", type=Path, metavar="MODEL", help="what skbegan fit wrote")
         made.add_argument("table", type=Path, metavar="TABLE", help="CSV, TSV, Parquet or Excel file, a row per cell")
         beside = "by default as in skbegan fit"
-        for name in _COLUMNS if made in (audit, report) else ("bf", "batch", "cell_type"):
+        for name in _COLUMNS if made in (audit, report) else ("bf",):
             made.add_argument(f"--{name.replace('_', '-')}", metavar="COL", help=beside)
         made.add_argument("--image-size", type=int, metavar="PIXELS", help=beside)
         _add_reading(made)
@@ -204,7 +207,7 @@ def build_parser() -> argparse.ArgumentParser:
     for made in (predict, report):
         made.add_argument("--pixel-size", type=float, metavar="UM", help="micrometres per pixel")
     audit.add_argument(
-        "--probes", nargs="+", default=("linear", "mlp", "knn"), metavar="PROBE", help="linear mlp knn trees"
+        "--probes", nargs="+", default=("linear", "mlp", "knn"), metavar="PROBE", help="(default: linear mlp knn)"
     )
     audit.add_argument("--repeats", type=int, default=3, metavar="N", help="of the probes (default: 3)")
 
@@ -253,13 +256,14 @@ class _Completion(argparse.Action):
 
 
 def _add_reading(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--fit", choices=FITS, help="how images that are not square are brought to size (default: pad)")
-    parser.add_argument(
-        "--root", type=Path, metavar="FOLDER", help="that paths in the table start from (default: its own)"
-    )
-    parser.add_argument(
-        "--axes", metavar="AXES", help="order of the axes in the files, as tifffile names them: YX, CYX"
-    )
+    add = parser.add_argument
+    add("--fit", choices=FITS, help="how images of other sizes become squares (default: pad)")
+    add("--frame", type=int, metavar="PIXELS", help="side, in the files, of the square that becomes --image-size")
+    add("--root", type=Path, metavar="FOLDER", help="that names of files start from (default: that of the table)")
+    add("--axes", metavar="AXES", help="order of the axes in the files, as tifffile names them: YX, CYX")
+    add("--index", metavar="COL", help="column with the number of the cell's image in files that hold several")
+    add("--drop-missing", action="store_true", help="leave out cells whose files are missing, instead of an error")
+    add("--lazy", action="store_true", help="read images anew whenever they are needed, also where memory would do")
 
 
 def _add_output(parser: argparse.ArgumentParser, what: str, required: bool = True) -> None:
@@ -312,6 +316,9 @@ def _load(args: argparse.Namespace, needs: Sequence[str]) -> tuple[Any, Any]:
     if lacking:
         options = ", ".join(f"--{name.replace('_', '-')}" for name in lacking)
         raise UsageError(f"which columns of the table? There is no {beside.name} beside the model; give {options}")
+    if "batch" not in needs:  # nor need they be in the table; some column has to be named
+        column, _, channel = how["bf"].rpartition(":")
+        how |= {"target": None, "batch": column if channel.isdigit() else how["bf"], "cell_type": None}
     return est, _read(args, {name: value for name, value in how.items() if value is not None})
 
 
@@ -319,7 +326,13 @@ def _read(args: argparse.Namespace, how: dict[str, Any]) -> Any:
     from skbegan.datasets import load_cell_table
 
     root = {} if args.root is None else {"root": args.root}
-    return load_cell_table(args.table, **root, **how)
+    missing = "drop" if args.drop_missing else "raise"
+    cells = load_cell_table(args.table, **root, **how, missing=missing)
+    images = [name for name in ("bf", "qpi") if cells[name] is not None]
+    if not args.lazy and sum(cells[name].nbytes for name in images) <= IN_MEMORY:
+        for name in images:
+            cells[name] = np.asarray(cells[name])
+    return cells
 
 
 # Commands -------------------------------------------------------------------------------------------------------------
@@ -350,6 +363,7 @@ def _fit(args: argparse.Namespace) -> int:
         return 0
     est.fit(*data)
     skbegan.save(est, args.output)
+    how["frame"] = cells.report.frame  # so that further tables are read at the same scale
     beside = args.output.with_name(args.output.name + TABLE_SUFFIX)
     write_whole(beside, json.dumps(how, indent=1).encode())
     if not args.quiet:

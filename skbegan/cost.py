@@ -296,7 +296,7 @@ class _Measurement:
             batch, cell_type = (codes[chosen.to(self.device)] for codes in (self.cells.batch, self.cells.cell_type))
             if plan.matching > 0 and group_members(batch, cell_type):
                 seconds += self._matching(plan, read, batch, cell_type, min(config.profile.steps, removal_steps))
-            if config.profile.image_erasure and config.removal.batch_image > 0:
+            if plan._erases:
                 seconds += self._erasure(plan)
         peak = memory.peak
         if peak is not None:  # features of all orientations, which were read of some cells only
@@ -320,8 +320,7 @@ class _Measurement:
 
     def _erasure(self, plan: Any) -> float:
         n = len(self.cells)
-        values = self.cells.side**2 * self.cells.out_channels
-        shown = min(n, profile.IMAGE_CELLS, max(256, profile.IMAGE_VALUES // values))
+        values, shown = self.cells.side**2 * self.cells.out_channels, min(n, plan._n_images)
         some = self._some(min(shown, 256))
         began = time.perf_counter()
         images = plan._read(torch.arange(len(some)), lambda part: plan.generator(part.source)[0], of=some)
