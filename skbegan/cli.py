@@ -222,9 +222,11 @@ def build_parser() -> argparse.ArgumentParser:
     )
     demo.add_argument("folder", type=Path, nargs="?", default=Path("skbegan-demo"), help="(default: skbegan-demo)")
     demo.add_argument("--seed", type=int, default=0, metavar="N")
-    demo.add_argument("--cells", type=int, default=240, metavar="N", help="as many to train on, and half to test")
+    demo.add_argument(
+        "--cells", type=int, default=400, metavar="N", help="to train on; half as many to test (default: 400)"
+    )
     demo.add_argument("--image-size", type=int, default=32, metavar="PIXELS")
-    demo.add_argument("--epochs", type=int, default=6, metavar="N", help="of either stage (default: 6)")
+    demo.add_argument("--epochs", type=int, default=15, metavar="N", help="of either stage (default: 15)")
     demo.add_argument("--force", action="store_true", help="replace what is in the folder")
     demo.add_argument("--quiet", action="store_true", help="no progress; warnings and errors only")
 

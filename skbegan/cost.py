@@ -115,6 +115,15 @@ class CostEstimate:
         ----------
         **epochs : int
             By name of the stage: ``pretraining=50, batch_removal=100``.
+
+        Returns
+        -------
+        estimate : CostEstimate
+
+        Raises
+        ------
+        ValueError
+            For a stage that is not in this estimate.
         """
         if unknown := set(epochs) - {stage.name for stage in self.stages if stage.steps_per_epoch}:
             raise ValueError(f"no epochs of {', '.join(sorted(unknown))} in this estimate")
@@ -138,7 +147,9 @@ class CostEstimate:
         shape = " x ".join(map(str, self.image_shape))
         lines = [f"Estimated on {self.device} in {self.precision}, {self.n_cells:,} cells of {shape} pixels:"]
         for stage in self.stages:
-            extent = f"{stage.epochs} epochs of {stage.steps_per_epoch} steps" if stage.steps_per_epoch else ""
+            extent = ""
+            if stage.steps_per_epoch:
+                extent = f"{_counted(stage.epochs, 'epoch')} of {_counted(stage.steps_per_epoch, 'step')}"
             lines.append(f"  {stage.name.replace('_', ' '):<18} {extent:<28} {duration(stage.seconds):>10}")
         memory = "" if self.peak_memory is None else f", at most {self.peak_memory / 2**30:.1f} GiB of memory"
         where = "" if self.device == "cpu" or not memory else " on the device"
@@ -398,6 +409,10 @@ class _Measurement:
     def _wait(self) -> None:
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
+
+
+def _counted(n: int, what: str) -> str:
+    return f"{n:,} {what}{'s' * (n != 1)}"
 
 
 def _line(few: int, first: float, more: int, second: float, n: int) -> float:

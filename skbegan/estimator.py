@@ -356,7 +356,8 @@ class BeGANTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ModelE
         -----
         Other work on the machine slows the measured steps down or the fit later on. `memory`, `checkpoint_dir` and
         `compile` are left out of account: what a cache holds already, the writing of checkpoints, and what compiling
-        takes and saves. Profile alignment is taken to succeed at the first of its `matching_shares`.
+        takes and saves. Profile alignment is taken to succeed at the first of its `matching_shares`. Memory is that of
+        the training steps: fits of the image classifiers of PublishedRemoval may need more.
 
         Examples
         --------

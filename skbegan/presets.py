@@ -26,14 +26,16 @@ PRESETS: dict[str, dict[str, Any]] = {
 Sizes and epochs only, all else are the defaults; ``"published"`` is :data:`~skbegan.PUBLISHED`, the original recipe
 with the weights of its losses.
 
-===============  ====================  ==============================================================================
-preset           images                what was measured
-===============  ====================  ==============================================================================
-``"laptop"``     32 or 64 pixels       the sizes of the README's table of real cells (1,653 cells of 32 pixels, three
-                                       seeds): leakage at chance, cell type on an unseen batch 0.64. Time: see below
-``"balanced"``   64 or 128 pixels      time only; no audit yet
-``"published"``  128 pixels            time of single steps only: never run to its end at this size, and not audited
-===============  ====================  ==============================================================================
+``"laptop"``
+    Images of 32 or 64 pixels. The sizes of the README's table of 1,653 real cells (32 pixels, three seeds, with the
+    defaults of then): linear leakage at chance, cell type on an unseen batch 0.64. 11 minutes for 2,000 cells of 32
+    pixels, 20 minutes for 1,000 cells of 64.
+``"balanced"``
+    Images of 64 or 128 pixels. 88 minutes for 1,000 cells of 64 pixels, in bfloat16. Not audited yet.
+``"published"``
+    Images of 128 pixels. 5 hours for as few as 150 cells: for more a CUDA card. Not run to its end at this size, and not
+    audited.
 
-Ask :meth:`~skbegan.BeGANTransformer.estimate_cost` what a preset costs with your cells on your machine.
+Times are estimates, of :meth:`~skbegan.BeGANTransformer.estimate_cost` on one thread of a shared Intel Xeon, and grow
+in proportion to the cells. Ask it for those of your cells on your machine.
 """

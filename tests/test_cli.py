@@ -269,7 +269,7 @@ def test_a_fit_shows_the_design_and_what_it_will_cost_before_it_begins(folder, c
     command = [part for part in fit_command(folder, "--dry-run", output="none.safetensors") if part != "--quiet"]
     assert main(command) == 0
     text = capsys.readouterr().out
-    assert "60" in text and re.search(r"batch removal +1 epochs of \d+ steps", text) and "in all" in text
+    assert "60" in text and re.search(r"batch removal +1 epoch of 1 step ", text) and "in all" in text
     assert not (folder / "none.safetensors").exists()
 
 
