@@ -86,8 +86,13 @@ def _say(text: str) -> None:
 
 @contextmanager
 def _warnings_in_a_line() -> Iterator[None]:
+    said = set()
+
     def show(message: Warning | str, *_: Any, **__: Any) -> None:
-        _say(f"warning: {' '.join(str(message).split())}")
+        text = " ".join(str(message).split())
+        if text not in said:  # the estimate and the fit warn of the same design
+            _say(f"warning: {text}")
+        said.add(text)
 
     with warnings.catch_warnings():
         warnings.showwarning = show
@@ -341,7 +346,9 @@ def _read(args: argparse.Namespace, how: dict[str, Any]) -> Any:
 
 
 def _fit(args: argparse.Namespace) -> int:
+    beside = args.output.with_name(args.output.name + TABLE_SUFFIX)
     _check_output(args.output, (".safetensors",), args.force)
+    _check_output(beside, (TABLE_SUFFIX,), args.force)
     settings = None if args.config is None else read_settings(args.config)
     options = {"device": args.device, "random_state": args.seed, "checkpoint_dir": args.checkpoint_dir}
     changes = [*args.set, *((name, value) for name, value in options.items() if value is not None)]
@@ -357,16 +364,13 @@ def _fit(args: argparse.Namespace) -> int:
     data = cells.bf, cells.qpi, cells.batch, cells.cell_type
     if not args.quiet:
         print(f"{cells.report}\n", flush=True)
-    if not args.no_estimate:
-        estimate = est.estimate_cost(*data)
-        if not args.quiet or args.dry_run:
-            print(f"{estimate}\n", flush=True)
+    if args.dry_run or not (args.no_estimate or args.quiet):
+        print(f"{est.estimate_cost(*data)}\n", flush=True)
     if args.dry_run:
         return 0
     est.fit(*data)
     skbegan.save(est, args.output)
     how["frame"] = cells.report.frame  # so that further tables are read at the same scale
-    beside = args.output.with_name(args.output.name + TABLE_SUFFIX)
     write_whole(beside, json.dumps(how, indent=1).encode())
     if not args.quiet:
         print(f"wrote {args.output} and {beside.name}, which says how the table was read")

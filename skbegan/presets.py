@@ -33,8 +33,8 @@ with the weights of its losses.
 ``"balanced"``
     Images of 64 or 128 pixels. 88 minutes for 1,000 cells of 64 pixels, in bfloat16. Not audited yet.
 ``"published"``
-    Images of 128 pixels. 5 hours for as few as 150 cells: for more a CUDA card. Not run to its end at this size, and not
-    audited.
+    Images of 128 pixels. 5 hours for as few as 150 cells: for more a CUDA card. Not run to its end at this size, and
+    not audited.
 
 Times are estimates, of :meth:`~skbegan.BeGANTransformer.estimate_cost` on one thread of a shared Intel Xeon, and grow
 in proportion to the cells. Ask it for those of your cells on your machine.

@@ -7,6 +7,7 @@ import json
 import re
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -143,6 +144,25 @@ def test_an_output_that_exists_is_refused_before_anything_is_read(command, tmp_p
     assert main([command, *arguments, "-o", str(output)]) == 1
     assert "exists; --force replaces it" in in_one_line(capsys)
     assert output.read_bytes() == b"mine"
+
+
+def test_the_file_beside_a_model_is_an_output_too(folder, capsys):
+    beside = folder / f"lone.safetensors{cli.TABLE_SUFFIX}"
+    beside.write_text("{}", encoding="utf-8")
+    assert main(fit_command(folder, output="lone.safetensors")) == 1
+    assert f"{beside.name} exists" in in_one_line(capsys) and beside.read_text(encoding="utf-8") == "{}"
+
+
+def test_warnings_are_said_once_and_in_a_line(tmp_path, monkeypatch, capsys):
+    def warns(*args, **kwargs):
+        for _ in range(2):
+            warnings.warn("units\n  are others", UserWarning, stacklevel=1)
+        raise ValueError("no such\nfile")
+
+    monkeypatch.setattr(skbegan, "load_keras_generator", warns)
+    assert main(["import-keras", "x.h5", "-o", str(tmp_path / "m.safetensors")]) == 1
+    said = capsys.readouterr().err.splitlines()
+    assert said == ["skbegan: warning: units are others", "skbegan: error: no such file"]
 
 
 def test_a_folder_that_does_not_exist_is_said(tmp_path, capsys):
