@@ -15,7 +15,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -333,7 +333,7 @@ def _read(args: argparse.Namespace, how: dict[str, Any]) -> Any:
     from skbegan.datasets import load_cell_table
 
     root = {} if args.root is None else {"root": args.root}
-    missing = "drop" if args.drop_missing else "raise"
+    missing: Literal["raise", "drop"] = "drop" if args.drop_missing else "raise"
     cells = load_cell_table(args.table, **root, **how, missing=missing)
     images = [name for name in ("bf", "qpi") if cells[name] is not None]
     if not args.lazy and sum(cells[name].nbytes for name in images) <= IN_MEMORY:
