@@ -19,8 +19,10 @@ if TYPE_CHECKING:
     from skbegan.io.keras import load_keras_generator
     from skbegan.io.model_file import load, save
     from skbegan.io.profiles import write_profiles
+    from skbegan.presets import PRESETS
 
 __all__ = [
+    "PRESETS",
     "PUBLISHED",
     "BeGANTransformer",
     "OnlineRemoval",
@@ -42,6 +44,7 @@ __all__ = [
 _HOMES = {
     "BeGANTransformer": "skbegan.estimator",
     "OnlineRemoval": "skbegan.config",
+    "PRESETS": "skbegan.presets",
     "PUBLISHED": "skbegan.config",
     "ProfileAlignment": "skbegan.config",
     "PublishedRemoval": "skbegan.config",

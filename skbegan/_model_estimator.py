@@ -15,6 +15,7 @@ from sklearn.utils.validation import check_is_fitted
 from skbegan import checks
 from skbegan._version import versions
 from skbegan.config import Config, Parameters
+from skbegan.design import Design, removal_verdict
 from skbegan.model import FittedModel
 
 if TYPE_CHECKING:
@@ -55,6 +56,7 @@ class ModelEstimator(BaseEstimator):
     qpi_scale_: np.ndarray
     base_width_: int
     device: Any
+    batch_target: str
 
     def set_params(self, **params: Any) -> Self:
         """Set parameters by name; those of `removal` and `profile` as ``removal__alignment``.
@@ -171,7 +173,21 @@ class ModelEstimator(BaseEstimator):
             minibatch_size=config.removal.minibatch_size if by_minibatch else None,
         )
 
-    def _recalibrate(self, X_bf: Any) -> Self:
+    def recalibrate(self, X_bf: Any) -> Self:
+        """Re-estimate the population statistics of BatchNorm on the given cells; the weights stay.
+
+        For a model imported from elsewhere, whose stored statistics were never meant to be used, before
+        ``inference="population"``. Give cells of all batches and cell types.
+
+        Parameters
+        ----------
+        X_bf : array-like of shape (n_cells, side, side) or (n_cells, side, side, n_channels)
+            At least two brightfield images like those of fit.
+
+        Returns
+        -------
+        self : BeGANTransformer
+        """
         check_is_fitted(self)
         assert self._model is not None
         config = Config.of(self.get_params(deep=False))
@@ -186,6 +202,49 @@ class ModelEstimator(BaseEstimator):
             minibatch_size=config.removal.minibatch_size,
         )
         return self._adopt(model)
+
+    def predict_image(self, X_bf: Any) -> np.ndarray:
+        """Return the predicted target image of each cell.
+
+        Parameters
+        ----------
+        X_bf : array-like of shape (n_cells, side, side) or (n_cells, side, side, n_channels)
+            Brightfield images like those of fit.
+
+        Returns
+        -------
+        images : ndarray of shape (n_cells, side, side) or (n_cells, side, side, n_channels), float32
+            In the units and with the channels of the target given to fit.
+
+        Raises
+        ------
+        NotFittedError
+            Before fit.
+        ValueError
+            For images of another shape than in fit, or not finite.
+        """
+        images = np.moveaxis(self._predict(X_bf, "images"), 1, -1)
+        return images[..., 0] if len(self.target_shape_) == 2 else np.ascontiguousarray(images)
+
+    def _can_remove_batch(self, dataset: checks.CellDataset) -> bool:
+        design = Design.of(dataset.batch, dataset.cell_type, dataset.n_batches, dataset.n_cell_types)
+        verdict = removal_verdict(design, dataset.batches, dataset.cell_types, self.batch_target)
+        if verdict.message is not None:
+            checks.warn_caller(verdict.message, UserWarning)
+        return verdict.removes
+
+    def _earlier(self, config: Config, dataset: checks.CellDataset, removes: bool) -> FittedModel | None:
+        """Return what a warm start goes on with, None for a fit from the start.
+
+        Raises
+        ------
+        ValueError
+            If the fitted model and the new fit do not go together.
+        """
+        if not config.runtime.warm_start or self._model is None:
+            return None
+        self._model.check_goes_on(config, dataset.bf, dataset.qpi, removes)
+        return self._model
 
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), "_versions": versions()}

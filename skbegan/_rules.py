@@ -33,6 +33,14 @@ class Count(Rule):
 
 
 @dataclass(frozen=True)
+class OptionalCount(Count):
+    """None, or an integer of at least `low`."""
+
+    def __call__(self, name: str, value: Any) -> Any:
+        return None if value is None else super().__call__(name, value)
+
+
+@dataclass(frozen=True)
 class Verbosity(Rule):
     """An integer of at least 0; True is 1."""
 

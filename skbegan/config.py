@@ -12,7 +12,20 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
-from skbegan._rules import Anything, Choice, Count, Flag, FlagOr, Folder, Function, Number, Numbers, Rule, Verbosity
+from skbegan._rules import (
+    Anything,
+    Choice,
+    Count,
+    Flag,
+    FlagOr,
+    Folder,
+    Function,
+    Number,
+    Numbers,
+    OptionalCount,
+    Rule,
+    Verbosity,
+)
 
 # Fields ---------------------------------------------------------------------------------------------------------------
 
@@ -101,6 +114,7 @@ class Pretraining:
     discriminator_learning_rate: float = parameter(1e-4, RATE)
     decay: float = parameter(0.5, SHARE, "pretrain_decay")
     minibatch_size: int = parameter(64, Count(2))
+    steps_per_epoch: int | None = parameter(None, OptionalCount(1))
     augment: bool = parameter(True, Flag())
 
 
@@ -274,6 +288,7 @@ class Removal:
     discriminator_learning_rate: float = parameter(1e-4, RATE)
     classifier_learning_rate: float = parameter(1e-3, RATE)
     minibatch_size: int = parameter(64, Count(2))
+    steps_per_epoch: int | None = parameter(None, OptionalCount(1))
     augment: bool = parameter(True, Flag())
     method: RemovalMethod = parameter(OnlineRemoval(), Instance("removal"), "removal")
 

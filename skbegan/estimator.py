@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from typing import Any
+from time import perf_counter
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from sklearn.base import ClassNamePrefixFeaturesOutMixin, TransformerMixin
@@ -15,8 +16,9 @@ from sklearn.utils.validation import check_is_fitted
 from skbegan import checks
 from skbegan._model_estimator import ModelEstimator, first_argument_by_name
 from skbegan.config import Config, OnlineRemoval, ProfileAlignment, RemovalMethod
-from skbegan.design import Design, removal_verdict
-from skbegan.model import FittedModel
+
+if TYPE_CHECKING:
+    from skbegan.cost import CostEstimate
 
 __all__ = ["BeGANTransformer"]
 
@@ -84,6 +86,11 @@ class BeGANTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ModelE
         Of the cell-type classifiers, and of the image classifiers of PublishedRemoval.
     minibatch_size : int, default=64
         Cells per optimisation step.
+    steps_per_epoch : int, default=None
+        Minibatches that are one epoch of either stage; None is one pass over all cells. With a number an epoch goes on
+        where the last one stopped, and everything that is counted in epochs is counted in these: validation,
+        checkpoints, callbacks, `pretrain_epochs`, `removal_epochs`, `refresh_epochs` and the warm-up. For a million
+        cells, with which a pass takes hours. The classifiers of PublishedRemoval still pass over all cells.
     augment : bool, default=True
         Flip and turn each pair of images at random (the eight symmetries of the square) while training.
     validation_fraction : float, default=0.1
@@ -127,7 +134,8 @@ class BeGANTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ModelE
         seed each time. On a CPU, the same data, seed and number of threads give the same features to the bit, see
         Notes.
     verbose : int, default=0
-        1 shows a progress bar per stage.
+        1 shows a progress bar per stage, with the time left; where the output is no terminal, a line per epoch of the
+        logger ``"skbegan"``.
 
     Attributes
     ----------
@@ -211,6 +219,7 @@ class BeGANTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ModelE
         discriminator_learning_rate: float = 1e-4,
         classifier_learning_rate: float = 1e-3,
         minibatch_size: int = 64,
+        steps_per_epoch: int | None = None,
         augment: bool = True,
         validation_fraction: float = 0.1,
         standardize: bool | str = True,
@@ -249,6 +258,7 @@ class BeGANTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ModelE
         self.discriminator_learning_rate = discriminator_learning_rate
         self.classifier_learning_rate = classifier_learning_rate
         self.minibatch_size = minibatch_size
+        self.steps_per_epoch = steps_per_epoch
         self.augment = augment
         self.validation_fraction = validation_fraction
         self.standardize = standardize
@@ -307,7 +317,7 @@ class BeGANTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ModelE
 
         resolve_device(self.device)
         removes = self.removal_epochs > 0 and self._can_remove_batch(dataset)
-        earlier = self._earlier(dataset, removes) if self.warm_start and self._model is not None else None
+        earlier = self._earlier(config, dataset, removes)
         # scikit-learn takes the global generator for None, which would read and change it.
         rng = np.random.RandomState() if random_state is None else check_random_state(random_state)
         fitted = fit.run(
@@ -327,35 +337,59 @@ class BeGANTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ModelE
         fitted.remove_checkpoints()
         return self
 
-    def _can_remove_batch(self, dataset: checks.CellDataset) -> bool:
-        design = Design.of(dataset.batch, dataset.cell_type, dataset.n_batches, dataset.n_cell_types)
-        verdict = removal_verdict(design, dataset.batches, dataset.cell_types, self.batch_target)
-        if verdict.message is not None:
-            checks.warn_caller(verdict.message, UserWarning)
-        return verdict.removes
+    def estimate_cost(
+        self, X_bf: Any, y: Any = None, batch: Any = None, cell_type: Any = None, *, y_qpi: Any = None
+    ) -> CostEstimate:
+        """Say what a fit with these arguments would cost: time of each stage, and memory.
 
-    def _earlier(self, dataset: checks.CellDataset, removes: bool) -> FittedModel:
-        """Return what a warm start goes on with, or raise ValueError if that and the new fit do not go together."""
-        assert self._model is not None
-        shapes = {"X_bf": (self.image_shape_, dataset.bf), "y_qpi": (self.target_shape_, dataset.qpi)}
-        for name, (shape, images) in shapes.items():
-            if (*shape, 1)[:3] != (*images.shape[1:], 1)[:3]:
-                raise ValueError(
-                    f"warm_start: {name} has images of shape {images.shape[1:]}, but the model was fitted on {shape}; "
-                    "use warm_start=False for a new model"
-                )
-        for name, fitted in (("base_width", self.base_width_), ("n_features", self.n_features_out_)):
-            if getattr(self, name) != fitted:
-                raise ValueError(
-                    f"warm_start: {name}={getattr(self, name)}, but the model was fitted with {fitted}, and networks "
-                    "cannot change their size; use warm_start=False for a new model"
-                )
-        if "batch_removal" in self.history_ and not removes:
-            raise ValueError(
-                "warm_start: the batch was already removed, and without stage 2 (removal_epochs, batch) only stage 1 "
-                "could go on, which would bring it back; use warm_start=False for a new model"
-            )
-        return self._model
+        A few real steps of each stage are run on the given cells, on the device and in the precision of a fit, and
+        extrapolated to all epochs, validation, and profile alignment. That takes from seconds, for small networks, to
+        some minutes for those of the published size on a CPU. Neither the estimator nor the cells are changed.
+
+        Parameters
+        ----------
+        X_bf, y, batch, cell_type, y_qpi
+            As in :meth:`fit`.
+
+        Returns
+        -------
+        estimate : CostEstimate
+            ``print(estimate)`` says it in words; ``estimate.seconds``, ``estimate.peak_memory`` (bytes),
+            ``estimate["batch_removal"].seconds``, and ``estimate.with_epochs(pretraining=50)`` for other epochs.
+
+        Raises
+        ------
+        TypeError, ValueError
+            As :meth:`fit`.
+
+        Notes
+        -----
+        Other work on the machine slows the measured steps down or the fit later on. `memory`, `checkpoint_dir` and
+        `compile` are left out of account: what a cache holds already, the writing of checkpoints, and what compiling
+        takes and saves. Profile alignment is taken to succeed at the first of its `matching_shares`. Memory is that of
+        the training steps: fits of the image classifiers of PublishedRemoval may need more.
+
+        Examples
+        --------
+        >>> from skbegan import PRESETS, BeGANTransformer
+        >>> from skbegan.datasets import make_cell_images
+        >>> cells = make_cell_images(100, 2, 2, 16, random_state=0)
+        >>> estimate = BeGANTransformer(base_width=4, n_features=16).estimate_cost(
+        ...     cells.bf, cells.qpi, cells.batch, cells.cell_type
+        ... )
+        >>> estimate.seconds > estimate.with_epochs(pretraining=10).seconds
+        True
+        """
+        began = perf_counter()
+        config = Config.of(self.get_params(deep=False))
+        dataset = checks.check_fit_input(X_bf, y, batch, cell_type, y_qpi)
+        reference = checks.reference_code(dataset, self.reference_batch)
+        removes = self.removal_epochs > 0 and self._can_remove_batch(dataset)
+        earlier = self._earlier(config, dataset, removes)
+        from skbegan import cost
+
+        took = perf_counter() - began
+        return cost.estimate(config, dataset, removes=removes, reference=reference, earlier=earlier, checks_took=took)
 
     def fit_transform(
         self, X_bf: Any, y: Any = None, batch: Any = None, cell_type: Any = None, *, y_qpi: Any = None
@@ -388,46 +422,6 @@ class BeGANTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ModelE
             For images of another shape than in fit, or not finite.
         """
         return self._predict(X_bf, "features")
-
-    def predict_image(self, X_bf: Any) -> np.ndarray:
-        """Return the predicted target image of each cell.
-
-        Parameters
-        ----------
-        X_bf : array-like of shape (n_cells, side, side) or (n_cells, side, side, n_channels)
-            Brightfield images like those of fit.
-
-        Returns
-        -------
-        images : ndarray of shape (n_cells, side, side) or (n_cells, side, side, n_channels), float32
-            In the units and with the channels of the target given to fit.
-
-        Raises
-        ------
-        NotFittedError
-            Before fit.
-        ValueError
-            For images of another shape than in fit, or not finite.
-        """
-        images = np.moveaxis(self._predict(X_bf, "images"), 1, -1)
-        return images[..., 0] if len(self.target_shape_) == 2 else np.ascontiguousarray(images)
-
-    def recalibrate(self, X_bf: Any) -> BeGANTransformer:
-        """Re-estimate the population statistics of BatchNorm on the given cells; the weights stay.
-
-        For a model imported from elsewhere, whose stored statistics were never meant to be used, before
-        ``inference="population"``. Give cells of all batches and cell types.
-
-        Parameters
-        ----------
-        X_bf : array-like of shape (n_cells, side, side) or (n_cells, side, side, n_channels)
-            At least two brightfield images like those of fit.
-
-        Returns
-        -------
-        self : BeGANTransformer
-        """
-        return self._recalibrate(X_bf)
 
     def score(self, X_bf: Any, y: Any = None, batch: Any = None, cell_type: Any = None, *, y_qpi: Any = None) -> float:
         """Return how well batch is removed and biology kept in these cells; greater is better.

@@ -97,10 +97,10 @@ def run(
         When training diverges whatever the learning rate.
     """
     with undisturbed():
-        return _Stages(config, dataset, draws, memory, reference, earlier).run(removes, keep_discriminator)
+        return Stages(config, dataset, draws, memory, reference, earlier).run(removes, keep_discriminator)
 
 
-class _Stages:
+class Stages:
     """The stages of one fit, with the data, seeds and history that they share."""
 
     def __init__(
@@ -208,6 +208,7 @@ class _Stages:
                 validation,
                 epochs=config.removal.epochs,
                 minibatch_size=config.removal.minibatch_size,
+                steps_per_epoch=config.removal.steps_per_epoch,
                 verbose=self.verbose,
                 checkpoint=self.checkpoints[1] if self.checkpoints else None,
                 callback=self.callback,
@@ -387,6 +388,7 @@ def pretrain(
         validation,
         epochs=stage.epochs,
         minibatch_size=stage.minibatch_size,
+        steps_per_epoch=stage.steps_per_epoch,
         verbose=verbose,
         checkpoint=checkpoint,
         callback=callback,

@@ -179,6 +179,41 @@ class FittedModel:
             estimate_population_statistics(generator, (source.take(part) for part in parts), dtype)
             return dataclasses.replace(self, weights=to_numpy(generator))
 
+    def check_goes_on(self, config: Config, bf: np.ndarray, target: np.ndarray, removes: bool) -> None:
+        """Check that a warm start can go on from here.
+
+        Parameters
+        ----------
+        config : Config
+            Of the further fit.
+        bf, target : ndarray of shape (n, ...)
+            Its images.
+        removes : bool
+            Whether it has a stage 2.
+
+        Raises
+        ------
+        ValueError
+        """
+        for name, shape, images in (("X_bf", self.image_shape, bf), ("y_qpi", self.target_shape, target)):
+            if (*shape, 1)[:3] != (*images.shape[1:], 1)[:3]:
+                raise ValueError(
+                    f"warm_start: {name} has images of shape {images.shape[1:]}, but the model was fitted on {shape}; "
+                    "use warm_start=False for a new model"
+                )
+        for name in ("base_width", "n_features"):
+            asked, fitted = getattr(config.architecture, name), getattr(self, name)
+            if asked != fitted:
+                raise ValueError(
+                    f"warm_start: {name}={asked}, but the model was fitted with {fitted}, and networks "
+                    "cannot change their size; use warm_start=False for a new model"
+                )
+        if "batch_removal" in self.history and not removes:
+            raise ValueError(
+                "warm_start: the batch was already removed, and without stage 2 (removal_epochs, batch) only stage 1 "
+                "could go on, which would bring it back; use warm_start=False for a new model"
+            )
+
     def check_finite(self, bf: np.ndarray, rows: np.ndarray, *, device: str, precision: str) -> None:
         """Check weights, scalings, and the outputs on training cells, at most `MAX_CHECKED` of them.
 

@@ -93,12 +93,12 @@ def test_stage_one_goes_on_where_there_is_no_stage_two(cells, started):
 def test_standardisation_and_validation_cells_stay_and_the_order_does_not(cells, monkeypatch):
     calls = []
 
-    class Watched(skbegan.fit._Stages):
+    class Watched(skbegan.fit.Stages):
         def run(self, *args: Any) -> Any:
             calls.append((self.split, self.seeds))
             return super().run(*args)
 
-    monkeypatch.setattr(skbegan.fit, "_Stages", Watched)
+    monkeypatch.setattr(skbegan.fit, "Stages", Watched)
     est = fit(began(warm_start=True), cells)
     scaling = est.bf_mean_, est.bf_scale_, est.qpi_mean_, est.qpi_scale_
     fit(est, cells)

@@ -13,14 +13,14 @@ from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
+from skbegan._progress import Progress
 from skbegan.core.checkpoint import Checkpoint, check_optimizer, check_plan_state
 from skbegan.core.engine import Engine, Event, new_rng
 from skbegan.core.losses import History
 from skbegan.core.networks import Discriminator, Generator, Weights, snapshot, to_numpy, untracked
 from skbegan.data.cells import Cells, Minibatch
-from skbegan.data.sampler import in_order, n_minibatches, shuffled
+from skbegan.data.sampler import Sampler, in_order
 
 State = dict[str, Tensor]
 MAX_ROLLBACKS = 3
@@ -134,6 +134,7 @@ def run_stage(
     *,
     epochs: int,
     minibatch_size: int,
+    steps_per_epoch: int | None = None,
     verbose: int = 0,
     checkpoint: Checkpoint | None = None,
     callback: Callback | None = None,
@@ -149,6 +150,8 @@ def run_stage(
     validation : Cells or None
         Held-out cells that choose the best generator; without them the last one is kept.
     epochs, minibatch_size : int
+    steps_per_epoch : int, optional
+        By default an epoch is one pass over the cells.
     verbose : int, default=0
         Positive for a progress bar.
     checkpoint : Checkpoint, optional
@@ -168,15 +171,15 @@ def run_stage(
         When no epoch ended with finite losses and weights, whatever the learning rate.
     """
     checkpoint = checkpoint or Checkpoint(None)
-    reached, first_epoch = _begun(plan, checkpoint, epochs)
-    n_steps = n_minibatches(len(cells), minibatch_size)
+    sampler = Sampler(len(cells), minibatch_size, plan.engine.rngs["order"], steps_per_epoch)
+    reached, first_epoch = _begun(plan, sampler, checkpoint, epochs)
     interrupted = stopped = False
-    counts = {"total": epochs * n_steps, "initial": first_epoch * n_steps}
-    with tqdm(**counts, desc=plan.name.replace("_", " "), unit="step", disable=verbose <= 0) as bar:
+    name, total, done = plan.name.replace("_", " "), epochs * sampler.n_steps, first_epoch * sampler.n_steps
+    with Progress(name, total, initial=done, verbose=verbose, has_epochs=True) as bar:
         epoch = first_epoch
         try:
             for epoch in range(first_epoch, epochs):
-                means, held_out = _run_epoch(plan, cells, validation, epoch, epochs, minibatch_size, bar)
+                means, held_out = _run_epoch(plan, cells, validation, epoch, epochs, sampler, bar)
                 row = means | {f"validation_{name}": value for name, value in held_out.items()}
                 faults = [name for name, value in row.items() if not math.isfinite(value)]
                 if faults:
@@ -187,15 +190,14 @@ def run_stage(
                     continue
                 del row[_WEIGHTS]
                 reached = _advanced(plan, reached, epoch, epochs, row, held_out)
-                shown = {k: f"{v:.3g}" for k, v in (held_out or row).items() if k in ("image", "total")}
-                bar.set_postfix(shown)
+                bar.epoch(epoch + 1, epochs, {k: v for k, v in (held_out or row).items() if k in ("image", "total")})
                 wants_stop = callback is not None and bool(callback(EpochInfo(plan.name, epoch + 1, epochs, row)))
                 stopped = wants_stop and epoch + 1 < epochs
                 if stopped:
                     message = f"stopped by the callback after epoch {epoch + 1} of {epochs}"
                     plan.events.append(Event(plan.name, message, warns=False))
                 if checkpoint.path is not None:
-                    failure = checkpoint.write({**_capture(plan, epoch, reached), "stopped": stopped})
+                    failure = checkpoint.write({**_capture(plan, sampler, epoch, reached), "stopped": stopped})
                     _note_once(plan, failure)
                 if stopped:
                     break
@@ -206,12 +208,12 @@ def run_stage(
     return _ended(plan, reached, epochs, interrupted, stopped)
 
 
-def _begun(plan: Plan, checkpoint: Checkpoint, epochs: int) -> tuple[_Reached, int]:
+def _begun(plan: Plan, sampler: Sampler, checkpoint: Checkpoint, epochs: int) -> tuple[_Reached, int]:
     """Return what there is before the first epoch that is to be run, and which that is."""
     state = checkpoint.read(plan.name, epochs)
     if state is None:
         return _Reached({"epoch": []}, _snapshots(plan), None), 0
-    return _resumed(plan, state, checkpoint), epochs if state["stopped"] else state["epoch"] + 1
+    return _resumed(plan, sampler, state, checkpoint), epochs if state["stopped"] else state["epoch"] + 1
 
 
 def _ended(plan: Plan, reached: _Reached, epochs: int, interrupted: bool, stopped: bool) -> StageResult:
@@ -236,17 +238,16 @@ _WEIGHTS = "weights"  # the sum of all weights' sizes among the losses of an epo
 
 
 def _run_epoch(
-    plan: Plan, cells: Cells, validation: Cells | None, epoch: int, epochs: int, minibatch_size: int, bar: Any
+    plan: Plan, cells: Cells, validation: Cells | None, epoch: int, epochs: int, sampler: Sampler, bar: Progress
 ) -> tuple[dict[str, float], dict[str, float]]:
-    """Train on all cells once and validate; return the means of training and of validation losses."""
-    n_steps = n_minibatches(len(cells), minibatch_size)
+    """Train for an epoch and validate; return the means of training and of validation losses."""
     plan.begin_epoch(epoch, cells)
     losses, held_out = _Sums(), _Sums()
-    for index, positions in enumerate(shuffled(len(cells), minibatch_size, plan.engine.rngs["order"])):
-        losses.add(plan.step(cells.take(positions), (epoch + index / n_steps) / epochs))
+    for index, positions in enumerate(sampler.epoch()):
+        losses.add(plan.step(cells.take(positions), (epoch + index / sampler.n_steps) / epochs))
         bar.update()
     if validation is not None:
-        for positions in in_order(len(validation), max(minibatch_size, 64)):
+        for positions in in_order(len(validation), max(sampler.minibatch_size, 64)):
             held_out.add(plan.validate(validation.take(positions)), len(positions))
     values = [v for network in plan.networks.values() for v in network.state_dict().values() if v.is_floating_point()]
     losses.add({_WEIGHTS: torch.stack([norm.to(torch.float64) for norm in torch._foreach_norm(values)]).sum()}, 0)
@@ -330,7 +331,7 @@ def _roll_back(plan: Plan, reached: _Reached, epoch: int, faults: list[str]) -> 
     plan.events.append(Event(plan.name, message))
 
 
-def _capture(plan: Plan, epoch: int, reached: _Reached) -> dict[str, Any]:
+def _capture(plan: Plan, sampler: Sampler, epoch: int, reached: _Reached) -> dict[str, Any]:
     return {
         "stage": plan.name,
         "epoch": epoch,
@@ -339,6 +340,7 @@ def _capture(plan: Plan, epoch: int, reached: _Reached) -> dict[str, Any]:
         "optimizers": {name: optimizer.state_dict() for name, optimizer in plan.engine.optimizers.items()},
         "rngs": {name: source.get_state() for name, source in plan.engine.rngs.items()},
         "events": [tuple(event) for event in plan.events],
+        "sampler": sampler.state(),
         "state": plan.state(),
         "history": reached.history,
         "best": reached.best,
@@ -347,7 +349,7 @@ def _capture(plan: Plan, epoch: int, reached: _Reached) -> dict[str, Any]:
     }
 
 
-def _resumed(plan: Plan, state: dict[str, Any], checkpoint: Checkpoint) -> _Reached:
+def _resumed(plan: Plan, sampler: Sampler, state: dict[str, Any], checkpoint: Checkpoint) -> _Reached:
     """Take up a state, or raise ValueError if it is that of other networks."""
     try:
         shapes = {name: value.shape for name, value in plan.generator.state_dict().items()}
@@ -356,6 +358,7 @@ def _resumed(plan: Plan, state: dict[str, Any], checkpoint: Checkpoint) -> _Reac
         for name, optimizer in plan.engine.optimizers.items():
             check_optimizer(state["optimizers"][name], optimizer)
         check_plan_state(state["state"], plan.state())
+        sampler.restore(state["sampler"])
         _restore(plan, state)
     except Exception as error:
         reason = " ".join(str(error).split())[:200]

@@ -6,7 +6,7 @@ Slow libraries (torch, h5py, scipy.io) are imported by the functions that need t
 """
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from numbers import Real
 from os import PathLike
@@ -18,6 +18,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from skbegan._hdf5 import EXPANSION, TooLargeError, check_size
 from skbegan._labels import as_labels
+from skbegan._progress import Progress
 from skbegan.datasets._folders import LAYOUTS, Group, find_groups, natural_key, select
 from skbegan.datasets._matfile import ImageVariable, inspect, pick, read
 from skbegan.datasets._writing import (
@@ -213,19 +214,16 @@ def _read_into(
     verbose: int,
 ) -> None:
     """Fill both arrays with the first cells of each group, resized."""
-    steps: Iterable[tuple[tuple[ImageVariable, ImageVariable], int]] = zip(pairs, counts, strict=True)
-    if verbose > 0:
-        from tqdm import tqdm
-
-        steps = tqdm(list(steps), desc="reading", unit="group")
     start = 0
-    for (bf, qpi), count in steps:
-        for stack, out in ((bf, bf_images), (qpi, qpi_images)):
-            done = start
-            for images in read(stack, count):
-                resize_into(images, out[done : done + len(images)], square, antialias=antialias)
-                done += len(images)
-        start += count
+    with Progress("reading", len(pairs), unit="group", verbose=verbose) as bar:
+        for (bf, qpi), count in zip(pairs, counts, strict=True):
+            for stack, out in ((bf, bf_images), (qpi, qpi_images)):
+                done = start
+                for images in read(stack, count):
+                    resize_into(images, out[done : done + len(images)], square, antialias=antialias)
+                    done += len(images)
+            start += count
+            bar.update()
 
 
 # --- files ---------------------------------------------------------------------------------------------------------

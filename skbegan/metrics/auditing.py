@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 from sklearn.utils import Bunch
 
+from skbegan._progress import Progress
 from skbegan.metrics._checks import (
     Array,
     RandomState,
@@ -45,6 +46,9 @@ from skbegan.metrics.retrieval import measure_precision
 from skbegan.metrics.tuning import removal_score, removal_stderr
 
 _PERMUTATIONS = 10  # for the chance level of retained variation; references go without
+# How long parts take, roughly, in units of a linear probe: for the time that is left.
+_PARTS = {"linear": 1, "mlp": 8, "knn": 1, "trees": 6, "cnn": 60}
+_RETAINED = {"model": 30, "raw": 5, "truth": 5}
 
 
 def audit(
@@ -65,6 +69,7 @@ def audit(
     integration: bool = False,
     measurements: Any = True,
     random_state: RandomState = 0,
+    verbose: int = 0,
 ) -> Audit:
     """Measure what a fitted model leaves of the batch and keeps of the biology, on cells it did not train on.
 
@@ -112,6 +117,9 @@ def audit(
         table of your own is taken as it is. Needs scikit-image (the extra ``measurements``), and says so in ``skipped``
         without it.
     random_state : int, Generator, RandomState or None, default=0
+    verbose : int, default=0
+        1 shows a progress bar with the time left; where the output is no terminal, a line per tenth of the logger
+        ``"skbegan"``.
 
     Returns
     -------
@@ -186,64 +194,76 @@ def audit(
     n_splits, n_repeats = check_count(n_splits, "n_splits", 2), check_count(n_repeats, "n_repeats", 1)
     n_components = check_count(n_components, "n_components", 1)
     targets = {name: _target(images, name, len(bf)) for name, images in (("y_qpi", y_qpi), ("truth", truth))}
-    _check_shapes(estimator, X_bf, bf, targets)
+    predicts = _check_shapes(estimator, X_bf, bf, targets)
     if trained_on is not None:
         _warn_of_training_cells(bf[scored], np.asarray(trained_on))
     table = _table(measurements, len(bf))
     is_int = isinstance(random_state, int | np.integer)
     seed: int = random_state if is_int else int(make_generator(random_state).integers(2**31))  # type: ignore[assignment]
 
-    features = check_features(features_of(estimator, X_bf))
-    if len(features) != len(bf):
-        raise ValueError(f"transform gave {len(features)} rows of features for {len(bf)} cells.")
-    predicted = images_of(estimator, X_bf)
+    n_images = 0 if not predicts else 1 + (truth is not None) + (references and y_qpi is not None)
+    n_pixels = (truth is not None and not predicts) + bool(references)
+    n_types = len(design.types)
+    total = n_types * (
+        _n_parts(known, n_repeats, False)
+        + predicts * _n_parts(known, n_repeats, True)
+        + (n_images - predicts) * _n_parts(known, 1, True)
+        + n_pixels * _n_parts(known, 1, False)
+        + sum(_RETAINED.values())
+    )
+    with Progress("audit", total, unit="part", verbose=verbose) as bar:
+        features = check_features(features_of(estimator, X_bf))
+        if len(features) != len(bf):
+            raise ValueError(f"transform gave {len(features)} rows of features for {len(bf)} cells.")
+        predicted = images_of(estimator, X_bf)
 
-    def read(X: Array | None, repeats: int, components: int | None, shape: tuple[int, ...] = ()) -> dict[str, Any]:
-        return {} if X is None else _read(X, design, known, n_splits, repeats, components, seed, shape)
+        def read(X: Array | None, repeats: int, components: int | None, shape: tuple[int, ...] = ()) -> dict[str, Any]:
+            return {} if X is None else _read(X, design, known, n_splits, repeats, components, seed, shape, bar)
 
-    def pixels(images: Array | None, name: str) -> Array | None:
-        if images is None:
-            return None
-        return check_pixels(images if images.ndim > 2 else images[:, :, None], name)
+        def pixels(images: Array | None, name: str) -> Array | None:
+            if images is None:
+                return None
+            return check_pixels(images if images.ndim > 2 else images[:, :, None], name)
 
-    bf_pixels, truth_pixels = pixels(bf, "X_bf"), pixels(targets["truth"], "truth")
-    shape = () if predicted is None else predicted.shape[1:]
-    model = {
-        FEATURES: read(features, n_repeats, None),
-        IMAGES: read(pixels(predicted, "predicted images"), n_repeats, n_components, shape),
-    }
-    ceiling = read(truth_pixels, 1, n_components, shape)
-    raw: dict[str, dict[str, Any]] = {FEATURES: {}, IMAGES: {}}
-    if references:
-        raw[FEATURES] = read(bf_pixels, 1, n_components)
-        if predicted is not None:
-            raw[IMAGES] = read(pixels(targets["y_qpi"], "y_qpi"), 1, n_components, shape)
-    sources = {
-        "model": (features, None),
-        "raw": (bf_pixels if references else None, n_components),
-        "truth": (truth_pixels, n_components),
-    }
-    found = {name: _precision(X, components, design, scored, seed) for name, (X, components) in sources.items()}
-    table, center, source = _measured(table, targets)
-    kept = {
-        name: _retained(X, components, table, center, design, n_splits, _PERMUTATIONS if name == "model" else 0, seed)
-        for name, (X, components) in sources.items()
-    }
+        bf_pixels, truth_pixels = pixels(bf, "X_bf"), pixels(targets["truth"], "truth")
+        shape = () if predicted is None else predicted.shape[1:]
+        model = {
+            FEATURES: read(features, n_repeats, None),
+            IMAGES: read(pixels(predicted, "predicted images"), n_repeats, n_components, shape),
+        }
+        ceiling = read(truth_pixels, 1, n_components, shape)
+        raw: dict[str, dict[str, Any]] = {FEATURES: {}, IMAGES: {}}
+        if references:
+            raw[FEATURES] = read(bf_pixels, 1, n_components)
+            if predicted is not None:
+                raw[IMAGES] = read(pixels(targets["y_qpi"], "y_qpi"), 1, n_components, shape)
+        sources = {
+            "model": (features, None),
+            "raw": (bf_pixels if references else None, n_components),
+            "truth": (truth_pixels, n_components),
+        }
+        found = {name: _precision(X, components, design, scored, seed) for name, (X, components) in sources.items()}
+        table, center, source = _measured(table, targets)
+        kept = {}
+        for name, (X, components) in sources.items():
+            n_permutations = _PERMUTATIONS if name == "model" else 0
+            kept[name] = _retained(X, components, table, center, design, n_splits, n_permutations, seed)
+            bar.update(n_types * _RETAINED[name])
 
-    sheet = Sheet()
-    for section, prefix in ((FEATURES, ""), (IMAGES, "image_")):
-        if model[section]:
-            readers = known if prefix else [probe for probe in known if probe != "cnn"]
-            sheet.add_probes(section, prefix, model[section], raw[section], ceiling, readers)
-            if section == FEATURES:
-                add_precision(sheet, found["model"], found["raw"], found["truth"])
-                add_activity(sheet, features[scored])
-                add_rank(sheet, features[scored])
-                add_classifier(sheet, estimator, X_bf, design, scored)
-                add_retained(sheet, kept["model"], kept["raw"], kept["truth"], source)
-    if integration:
-        add_integration(sheet, features[scored], bf[scored], design, scored, references, n_components, seed)
-    errors = add_errors(sheet, predicted, targets, design, scored, references)
+        sheet = Sheet()
+        for section, prefix in ((FEATURES, ""), (IMAGES, "image_")):
+            if model[section]:
+                readers = known if prefix else [probe for probe in known if probe != "cnn"]
+                sheet.add_probes(section, prefix, model[section], raw[section], ceiling, readers)
+                if section == FEATURES:
+                    add_precision(sheet, found["model"], found["raw"], found["truth"])
+                    add_activity(sheet, features[scored])
+                    add_rank(sheet, features[scored])
+                    add_classifier(sheet, estimator, X_bf, design, scored)
+                    add_retained(sheet, kept["model"], kept["raw"], kept["truth"], source)
+        if integration:
+            add_integration(sheet, features[scored], bf[scored], design, scored, references, n_components, seed)
+        errors = add_errors(sheet, predicted, targets, design, scored, references)
 
     per_batch, per_type = groups(design, scored, model[FEATURES], errors, [probe for probe in known if probe != "cnn"])
     details = Bunch(
@@ -290,8 +310,8 @@ def _target(images: ArrayLike | None, name: str, n: int) -> Array | None:
     return array
 
 
-def _check_shapes(estimator: Any, X_bf: Any, bf: Array, targets: dict[str, Array | None]) -> None:
-    """Predict two cells to find a misfit before all are predicted."""
+def _check_shapes(estimator: Any, X_bf: Any, bf: Array, targets: dict[str, Array | None]) -> bool:
+    """Predict two cells to find a misfit before all are predicted; return whether images can be predicted."""
     few = images_of(estimator, X_bf[:2] if hasattr(X_bf, "shape") else bf[:2])
     for name, images in targets.items():
         if few is not None and images is not None and images.shape[1:] != few.shape[1:]:
@@ -299,6 +319,7 @@ def _check_shapes(estimator: Any, X_bf: Any, bf: Array, targets: dict[str, Array
                 f"{name} has images of shape {images.shape[1:]}, but the model predicts {few.shape[1:]}; they must be "
                 "targets like those it was fitted on."
             )
+    return few is not None
 
 
 def _warn_of_training_cells(scored: Array, trained_on: Array) -> None:
@@ -313,6 +334,11 @@ def _warn_of_training_cells(scored: Array, trained_on: Array) -> None:
             UserWarning,
             stacklevel=3,
         )
+
+
+def _n_parts(probes: Sequence[str], n_repeats: int, of_images: bool) -> int:
+    """Return how many parts, per cell type, the reading of features or images has: two more are of the cell type."""
+    return n_repeats * (2 + sum(_PARTS[probe] for probe in probes if of_images or probe != "cnn"))
 
 
 def _table(measurements: Any, n: int) -> Any:
@@ -390,16 +416,20 @@ def _read(
     components: int | None,
     seed: int,
     shape: tuple[int, ...] = (),
+    bar: Progress | None = None,
 ) -> dict[str, Any]:
     """Return key -> details of what probes read, or the reason why there is none; same seeds as the metric alone."""
     found: dict[str, Any] = {}
     first: Any = probes[0]
 
-    def attempt(keys: Sequence[str], measure: Callable[[], Sequence[Any]]) -> None:
+    def attempt(keys: Sequence[str], measure: Callable[[], Sequence[Any]], parts: int = n_repeats) -> None:
+        end = bar.done + parts * len(design.types) if bar is not None else 0
         try:
             found.update(zip(keys, measure(), strict=True))
         except NothingToMeasure as reason:
             found.update(dict.fromkeys(keys, str(reason)))
+        if bar is not None:
+            bar.reach(end)
 
     counts = n_splits, n_repeats, components
     attempt(
@@ -414,9 +444,12 @@ def _read(
     attempt(["cross_batch_accuracy", "cross_batch_gap"], gap)
     readers = [probe for probe in probes if shape or probe != "cnn"]
     used = [of_images(probe, shape) for probe in readers]
+    parts = _n_parts(probes, n_repeats, bool(shape)) - 2 * n_repeats
+    tick = None if bar is None else lambda: bar.update(parts)
     attempt(
         [f"leakage_{name}" for name in readers],
-        lambda: measure_leakage(X, design, used, *counts, np.random.default_rng(seed)),
+        lambda: measure_leakage(X, design, used, *counts, np.random.default_rng(seed), tick),
+        parts,
     )
     leakage, cross = found[f"leakage_{probes[0]}"], found["cross_batch_accuracy"]
     if isinstance(leakage, str) or isinstance(cross, str):

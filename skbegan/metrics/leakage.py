@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -218,8 +218,12 @@ def measure_leakage(
     n_repeats: int,
     n_components: int | None,
     rng: np.random.Generator,
+    done: Callable[[], object] | None = None,
 ) -> list[Bunch]:
-    """Return the details for each probe; all get the same folds, seeds and components, so one is as if alone."""
+    """Return the details for each probe; all get the same folds, seeds and components, so one is as if alone.
+
+    `done` is called after each cell type.
+    """
     batches, b, types, t, train = design
     for probe in probes:
         make_probe(probe, 1, 0)  # complains before any work
@@ -253,6 +257,8 @@ def measure_leakage(
                     hits[k, repeat] += np.bincount(local[held], named == local[held], len(present))
         scored = local if mask is None else local[~mask]
         tallies[name] = hits, np.bincount(scored, minlength=len(present))
+        if done is not None:
+            done()
     if not tallies:
         where = "" if train is None else " among the True cells of probe_train, and others to score"
         raise NothingToMeasure(

@@ -39,7 +39,7 @@ from skbegan.core.losses import (
 from skbegan.core.networks import Discriminator, Generator, frozen, new_network, untracked
 from skbegan.core.plans.pretraining import ConditionalGAN, Start, networks_of
 from skbegan.data.cells import Cells, Minibatch, symmetry
-from skbegan.data.sampler import shuffled
+from skbegan.data.sampler import Sampler
 from skbegan.data.style import BatchStyles
 from skbegan.design import Design
 
@@ -336,8 +336,10 @@ class OnlinePlan(ConditionalGAN):
         """Train the classifiers alone, and note how active the features are."""
         if "activity" in self.weights:
             self.activity = Activity(self._features(cells)[0])
+        rng = self.engine.rngs["classifiers"]
+        sampler = Sampler(len(cells), self.config.minibatch_size, rng, self.config.steps_per_epoch)
         for _ in range(self.method.warmup_epochs):
-            for positions in shuffled(len(cells), self.config.minibatch_size, self.engine.rngs["classifiers"]):
+            for positions in sampler.epoch():
                 minibatch, _ = self.views(cells.take(positions))
                 with torch.no_grad(), untracked(self.generator):
                     image, features = self.generate(minibatch.source, self.engine.rngs["dropout"])

@@ -18,8 +18,8 @@ from collections.abc import Callable, Sequence
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from tqdm import tqdm
 
+from skbegan._progress import Progress
 from skbegan.config import Config, ProfileAlignment
 from skbegan.core.descriptors import Descriptors, signs_of
 from skbegan.core.engine import Engine, Event
@@ -52,6 +52,7 @@ DEAD = 1e-3  # of the spread of the most variable feature
 # Cells that profile and erasure are fitted on, and values of all their images: at most so many.
 FEATURE_CELLS, IMAGE_CELLS, IMAGE_VALUES = 8192, 4096, 2**25
 N_PARTS = 10  # of the history
+N_SIGNED = 1024  # cells that the signs of descriptors are read from
 
 
 class ProfileFit:
@@ -124,12 +125,14 @@ class ProfileFit:
             torch._foreach_mul_(list(self.profile.correction.parameters()), 1.0 - self.config.weight_decay * rate)
         return losses
 
-    def run(self, steps: int, verbose: int = 0) -> History:
+    def run(self, steps: int, bar: Progress | None = None) -> History:
         """Take some steps; return the means of the losses over ten parts of them."""
         recorded: dict[str, list[Tensor]] = {}
-        for step in tqdm(range(steps), desc="profile alignment", unit="step", disable=verbose <= 0):
+        for step in range(steps):
             for name, value in self.step(step / steps).items():
                 recorded.setdefault(name, []).append(value.detach())
+            if bar is not None:
+                bar.update()
         self.profile.requires_grad_(False).eval()
         parts = min(N_PARTS, steps)
         return {
@@ -228,6 +231,7 @@ class ProfilePlan:
         self.config, self.generator, self.cells, self.engine = config, generator.eval(), cells, engine
         self.rng = engine.rngs["classifiers"]
         self.events: list[Event] = []
+        self.bar: Progress | None = None
 
     def run(
         self, validation: Cells | None, removal_epochs: int, names: Sequence[str], verbose: int = 0
@@ -244,23 +248,57 @@ class ProfilePlan:
             Of the cell types, for the events.
         verbose : int, default=0
         """
-        order = torch.randperm(len(self.cells), generator=self.rng)
-        self._erase(order)
-        if self.config.profile.descriptor_share > 0:
-            self._describe(order[:FEATURE_CELLS])
+        order, removal = torch.randperm(len(self.cells), generator=self.rng), self.config.removal
         steps = min(
             self.config.profile.steps,
-            removal_epochs * n_minibatches(len(self.cells), self.config.removal.minibatch_size),
+            removal_epochs * n_minibatches(len(self.cells), removal.minibatch_size, removal.steps_per_epoch),
         )
-        history = self._align(order[:FEATURE_CELLS], validation, steps, names, verbose)
+        with Progress("profile alignment", self._n_parts(steps, validation), unit="part", verbose=verbose) as self.bar:
+            self._erase(order)
+            if self.config.profile.descriptor_share > 0:
+                self._describe(order[:FEATURE_CELLS])
+            history = self._align(order[:FEATURE_CELLS], validation, steps, names)
         return to_numpy(self.generator), history
+
+    def _n_parts(self, steps: int, validation: Cells | None) -> int:
+        """Return how many steps and readings there are."""
+        chosen = min(len(self.cells), FEATURE_CELLS)
+        reads = [chosen] * self.n_views + [0 if validation is None else min(len(validation), FEATURE_CELLS)]
+        if self._erases:
+            reads.append(min(len(self.cells), self._n_images))
+        if self.config.profile.descriptor_share > 0:
+            reads += [min(chosen, N_SIGNED), chosen]
+        return steps * (self.matching > 0) + sum(-(-n // self.chunk) for n in reads)
+
+    @property
+    def _erases(self) -> bool:
+        return self.config.profile.image_erasure and self.config.removal.batch > 0
+
+    @property
+    def _n_images(self) -> int:
+        """Cells whose images are read for the erasure, at most."""
+        return min(IMAGE_CELLS, max(256, IMAGE_VALUES // (self.cells.side**2 * self.cells.out_channels)))
+
+    @property
+    def matching(self) -> float:
+        """Weight of the MMD."""
+        return self.config.profile.matching * self.config.removal.batch
+
+    @property
+    def n_views(self) -> int:
+        """Orientations of each cell that the profile is fitted on."""
+        return self.config.profile.views if self.config.removal.augment and self.matching > 0 else 1
+
+    @property
+    def chunk(self) -> int:
+        """Cells that are read at once."""
+        return max(64, self.config.removal.minibatch_size)
 
     def _erase(self, order: Tensor) -> None:
         """Fit the erasure of the batch from the predicted images."""
-        if not (self.config.profile.image_erasure and self.config.removal.batch > 0):
+        if not self._erases:
             return
-        values = self.cells.side**2 * self.cells.out_channels
-        chosen = order[: min(IMAGE_CELLS, max(256, IMAGE_VALUES // values))]
+        chosen = order[: self._n_images]
         images = self._read(chosen, lambda part: self.generator(part.source)[0])
         where = chosen.to(self.engine.device)
         erasure = fit_erasure(images, self.cells.batch[where], self.cells.cell_type[where])
@@ -270,21 +308,17 @@ class ProfilePlan:
     def _describe(self, chosen: Tensor) -> None:
         """Let the profile read descriptors of the predicted image, standardised over the training cells."""
         descriptors = self.engine.place(Descriptors(self.cells.out_channels))
-        images = self._read(chosen[:1024], lambda part: self.generator.image_of(part.source))
+        images = self._read(chosen[:N_SIGNED], lambda part: self.generator.image_of(part.source))
         sign = signs_of(images)
         descriptors.sign.copy_(sign)
         raw = self._read(chosen, lambda part: descriptors.raw(self.generator.image_of(part.source)))
         descriptors.calibrate(sign, raw)
         self.generator.descriptors = descriptors
 
-    def _align(
-        self, chosen: Tensor, validation: Cells | None, steps: int, names: Sequence[str], verbose: int
-    ) -> History:
+    def _align(self, chosen: Tensor, validation: Cells | None, steps: int, names: Sequence[str]) -> History:
         """Fit the profile map with as much matching as no cell type falls to chance by."""
-        profile, removal = self.config.profile, self.config.removal
-        weight = profile.matching * removal.batch
-        n_views = profile.views if removal.augment and weight > 0 else 1
-        views = torch.stack([self._read(chosen, self._encode, turned=view > 0) for view in range(n_views)])
+        profile, removal, weight = self.config.profile, self.config.removal, self.matching
+        views = torch.stack([self._read(chosen, self._encode, turned=view > 0) for view in range(self.n_views)])
         where = chosen.to(self.engine.device)
         batch, cell_type = self.cells.batch[where], self.cells.cell_type[where]
         features, types = views[0], cell_type
@@ -322,7 +356,9 @@ class ProfilePlan:
                 "cell_type": profile.cell_type * removal.cell_type,
             }
             fit = ProfileFit(profile, weights, principal, views, batch, cell_type, self.engine.apart(), self.rng)
-            history = fit.run(steps, verbose)
+            if fallen and self.bar is not None:
+                self.bar.extend(steps)
+            history = fit.run(steps, self.bar)
             after = recall_by_type(principal(features), types, principal(views[0]), cell_type)
             if not (newly := newly_at_chance(before, after)):
                 self.generator.profile = principal
@@ -350,11 +386,12 @@ class ProfilePlan:
     ) -> Tensor:
         """Return what the generator makes of the chosen cells, in full precision."""
         cells, parts = of or self.cells, []
-        size = max(64, self.config.removal.minibatch_size)
         with torch.no_grad(), self.engine.autocast():
-            for start in range(0, len(chosen), size):
-                minibatch = cells.take(chosen[start : start + size])
+            for start in range(0, len(chosen), self.chunk):
+                minibatch = cells.take(chosen[start : start + self.chunk])
                 parts.append(read(symmetry(minibatch, self.rng) if turned else minibatch).float())
+                if self.bar is not None:
+                    self.bar.update()
         return torch.cat(parts)
 
 
