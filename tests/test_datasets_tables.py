@@ -333,7 +333,8 @@ def test_tables_that_cannot_be_used(tmp_path, pixels):
 def test_the_table_given_stays_as_it_was(tmp_path, pixels):
     table = frame(saved(tmp_path, pixels, np.save, ".npy")).set_index("line", drop=False)
     before = table.copy()
-    load(table, tmp_path).table["bf"] = "changed"
+    found = load(table, tmp_path).table
+    found["bf"] = "changed"
     pd.testing.assert_frame_equal(table, before)
 
 
@@ -400,7 +401,7 @@ def test_crop_rescales_nothing(tmp_path, ragged):
 def test_stretch_fills_the_side_and_says_so(tmp_path, ragged):
     data = load(frame(ragged), tmp_path, image_size=16, fit="stretch")
     assert (data.report.n_rescaled, data.report.scale) == (2, None) and "each by its own factors" in str(data.report)
-    assert ((data.bf[0] > 900).sum(axis=0) > 0).sum() == 5  # 4 of 12 pixels are 5 of 16
+    assert 30 <= (data.bf[0] > 550).sum() <= 40  # 4 x 4 of 10 x 12 pixels are 34 of 16 x 16
 
 
 def test_frame_is_the_scale_of_another_table(tmp_path, ragged):
@@ -497,9 +498,9 @@ def test_a_fit_reads_rows_and_gives_what_arrays_give(stored, monkeypatch, tmp_pa
         model = BeGANTransformer(**TINY, checkpoint_dir=tmp_path / "kept", memory=tmp_path / "memory")
         model.fit(lazy.bf, lazy.qpi, lazy.batch, lazy.cell_type)
         features, images = model.transform(lazy.bf), model.predict_image(lazy.bf)
+        assert sum(read) > 10 * 300 and max(read) <= ROWS_AT_ONCE < 300
         with pytest.warns(UserWarning, match="score was given"):
             score = model.score(lazy.bf, lazy.qpi)
-    assert sum(read) > 10 * 300 and max(read) <= ROWS_AT_ONCE < 300
     other = BeGANTransformer(**TINY).fit(eager.bf, eager.qpi, eager.batch, eager.cell_type)
     np.testing.assert_array_equal(features, other.transform(eager.bf))
     np.testing.assert_array_equal(images, other.predict_image(eager.bf))
