@@ -242,10 +242,18 @@ def test_hdf5_and_zarr_with_an_index(tmp_path, rng, store):
     np.testing.assert_array_equal(data.bf, images[order])
     np.testing.assert_array_equal(data.qpi, images[order, ..., 0])
     np.testing.assert_array_equal(data.bf[4:1:-1], images[order][4:1:-1])
+    assert data.report.pages_per_chunk == (2 if store == "h5" else N) and "Slow" not in str(data.report)
     with pytest.raises(ValueError, match=rf"cells.{store}::b: there is no array of that name"):
         load(table.assign(bf=f"cells.{store}::b"), tmp_path, index="n")
     with pytest.raises(ValueError, match=rf"cells.{store}: the name of the array is missing"):
         load(table.assign(bf=f"cells.{store}"), tmp_path, index="n")
+
+
+def test_chunks_of_many_cells_are_called_slow(tmp_path, rng):
+    with h5py.File(tmp_path / "cells.h5", "w") as file:
+        file.create_dataset("images", data=rng.normal(size=(40, SIDE, SIDE)), chunks=(20, SIDE, SIDE))
+    report = load(frame(["cells.h5::images"] * 40, n=range(40)), tmp_path, index="n").report
+    assert "Slow: files are stored in chunks of 20 images" in str(report)
 
 
 def test_hdf5_that_points_elsewhere_is_not_followed(tmp_path, pixels):

@@ -56,12 +56,15 @@ class Header:
     dtype : str
     has_alpha : bool
         Whether the last of the channels is transparency.
+    chunks : tuple of int or None
+        Shape of the pieces that can only be read as a whole.
     """
 
     shape: tuple[int, ...]
     axes: str | None
     dtype: str
     has_alpha: bool = False
+    chunks: tuple[int, ...] | None = None
 
 
 class OpenImages:
@@ -222,7 +225,7 @@ def _open_hdf5(path: Path, inner: str) -> OpenImages:
             raise RefusedError(f"there is no array of that name; the file holds {_some(file)}")
         if found.is_virtual or found.external:
             raise RefusedError("it shows what other files hold, and only a file's own is read; name those files")
-        header = Header(found.shape, None, found.dtype.str)
+        header = Header(found.shape, None, found.dtype.str, chunks=found.chunks)
     except BaseException:
         file.close()
         raise
@@ -248,7 +251,7 @@ def _open_zarr(path: Path, inner: str) -> OpenImages:
     names = getattr(found.metadata, "dimension_names", None) or ()
     letters = "".join(str(name).upper() for name in names)
     axes = letters if len(letters) == found.ndim and set(_PLANE) <= set(letters) else None
-    header = Header(found.shape, axes, np.dtype(found.dtype).str)
+    header = Header(found.shape, axes, np.dtype(found.dtype).str, chunks=tuple(found.chunks))
     return OpenImages(header, lambda wanted: np.asarray(found.oindex[wanted]), lambda: None)
 
 
@@ -309,6 +312,9 @@ class Layout:
     alpha : int or None
         The channel that is transparency, not among `channels`.
     dtype : str
+    page_axis, channel_axis : int or None
+    pages_per_chunk : int
+        Images that are read from the disk for each of them.
     """
 
     axes: str
@@ -320,6 +326,7 @@ class Layout:
     dtype: str
     page_axis: int | None
     channel_axis: int | None
+    pages_per_chunk: int = 1
 
     @property
     def n_channels(self) -> int:
@@ -409,6 +416,7 @@ def layout_of(header: Header, axes: str | None, has_index: bool, channel: int | 
         dtype=header.dtype,
         page_axis=page_axis,
         channel_axis=channel_axis,
+        pages_per_chunk=1 if page_axis is None or header.chunks is None else header.chunks[page_axis],
     )
 
 

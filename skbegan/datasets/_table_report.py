@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,7 @@ from skbegan.design import Design, removal_verdict
 __all__ = ["TableReport", "count_cells", "verdict_of"]
 
 _MOST_COLUMNS, _MOST_ROWS, _MOST_NAMES = 8, 20, 5
+_MOST_PER_CHUNK = 16  # images
 _LABEL = 20  # letters of a label that are shown
 
 
@@ -44,6 +45,8 @@ class TableReport:
         Side of the images, and side of the square, in the pixels of the files, that became it.
     n_padded, n_cut, n_rescaled : int
         Cells with border added, with pixels cut off, and whose pixels have another size now.
+    pages_per_chunk : int
+        Most images that a file can only give together.
     n_alpha : int
         Images whose alpha channel, which must be opaque, is left out.
     """
@@ -62,8 +65,9 @@ class TableReport:
     n_padded: int
     n_cut: int
     n_rescaled: int
+    pages_per_chunk: int = 1
     n_alpha: int = 0
-    root: str = field(default="")
+    root: str = ""
 
     @property
     def scale(self) -> float | None:
@@ -79,6 +83,11 @@ class TableReport:
             spans = [f"{low:.6g} to {high:.6g}" for low, high in found["range"]]
             lines.append(f"  values from {', '.join(spans)} (in {self.n_sampled} of the cells)")
         lines.append(f"fit={self.fit!r}, image_size={self.image_size}: {self._fitted()}")
+        if self.pages_per_chunk > _MOST_PER_CHUNK:
+            lines.append(
+                f"Slow: files are stored in chunks of {self.pages_per_chunk} images, all of which are read and unpacked "
+                "for each that is wanted. Store one image per chunk, or use lazy=False"
+            )
         if self.n_alpha:
             lines.append(f"Alpha channels left out: {self.n_alpha} images")
         if self.missing:
@@ -103,7 +112,7 @@ class TableReport:
                 "each by its own factors"
                 if self.scale is None
                 else f"all by {self.scale:.4g}: frame={self.frame} pixels became {self.image_size}, so that a pixel is "
-                f"{1 / self.scale:.4g} times as wide as it was. Give other tables of the same cells the same frame"
+                f"{1 / self.scale:.4g} times as wide as it was.\n  For the same scale give other tables frame={self.frame}"
             )
             done.append(f"{self.n_rescaled} cells rescaled, {how}")
         elif done:

@@ -432,6 +432,7 @@ def _report(
             "n_channels": values.shape[1],
             "range": span,
         }
+    every = [column for columns in read.values() for column in columns]
     all_edges = np.stack(list(edges.values()))
     if square is None:
         n_padded, n_cut, n_rescaled = 0, 0, int((all_edges != side).any(axis=(0, 2)).sum())
@@ -453,8 +454,9 @@ def _report(
         n_padded=n_padded,
         n_cut=n_cut,
         n_rescaled=n_rescaled,
-        n_alpha=sum(layout.alpha is not None for columns in read.values() for c in columns for layout in c.layouts),
-        root=str(base),
+        pages_per_chunk=max(layout.pages_per_chunk for column in every for layout in column.layouts),
+        n_alpha=sum(layout.alpha is not None for column in every for layout in column.layouts),
+        root=str(base.resolve()),
     )
 
 
