@@ -196,7 +196,8 @@ def _open_picture(path: Path) -> OpenImages:
         picture.close()
         raise
     n_channels = {"LA": 2, "RGB": 3, "RGBA": 4}.get(mode, 1)
-    dtype = {"1": np.bool_, "I": np.int32, "F": np.float32}.get(mode, np.uint16 if mode[0] == "I" else np.uint8)
+    # Older Pillow calls the 16 bits of a PNG "I", which elsewhere are 32.
+    dtype = {"1": np.bool_, "F": np.float32}.get(mode, np.uint16 if mode[0] == "I" else np.uint8)
     shape, axes = ((height, width), "YX") if n_channels == 1 else ((height, width, n_channels), "YXS")
     header = Header(shape, axes, np.dtype(dtype).str, mode in ("LA", "RGBA"))
     return OpenImages(header, lambda wanted: _from_array(np.asarray(picture))(wanted), picture.close)

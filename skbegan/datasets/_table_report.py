@@ -85,8 +85,8 @@ class TableReport:
         lines.append(f"fit={self.fit!r}, image_size={self.image_size}: {self._fitted()}")
         if self.pages_per_chunk > _MOST_PER_CHUNK:
             lines.append(
-                f"Slow: files are stored in chunks of {self.pages_per_chunk} images, all of which are read and unpacked "
-                "for each that is wanted. Store one image per chunk, or use lazy=False"
+                f"Slow: files are stored in chunks of {self.pages_per_chunk} images, and a whole chunk is read for "
+                "each image. Store one image per chunk, or use lazy=False"
             )
         if self.n_alpha:
             lines.append(f"Alpha channels left out: {self.n_alpha} images")
@@ -112,7 +112,7 @@ class TableReport:
                 "each by its own factors"
                 if self.scale is None
                 else f"all by {self.scale:.4g}: frame={self.frame} pixels became {self.image_size}, so that a pixel is "
-                f"{1 / self.scale:.4g} times as wide as it was.\n  For the same scale give other tables frame={self.frame}"
+                f"{1 / self.scale:.4g} times as wide as it was (frame={self.frame} gives other tables this scale)"
             )
             done.append(f"{self.n_rescaled} cells rescaled, {how}")
         elif done:
