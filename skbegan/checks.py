@@ -1,17 +1,18 @@
 """Checks of all that users give: images and labels, before any long work starts.
 
-Arrays are passed on as they came (memory maps stay memory maps); input that cannot be used raises one error that says
-what was wrong, what was found and what to do.
+Arrays are passed on as they came (memory maps stay memory maps, and what h5py, zarr and dask keep on disk stays there);
+input that cannot be used raises one error that says what was wrong, what was found and what to do.
 """
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import joblib
 import numpy as np
@@ -19,6 +20,7 @@ from sklearn.utils import check_random_state
 
 from skbegan._foreign import listed, what_reads_it
 from skbegan._labels import as_labels
+from skbegan._lazy import ROWS_AT_ONCE, as_lazy
 
 SIDES = (16, 32, 64, 128, 256, 512)
 
@@ -59,8 +61,13 @@ class CellDataset:
 def as_array(images: Any, name: str) -> np.ndarray:
     """Return `images` as a real array, without copying where possible.
 
-    Arrays, memory maps and tensors come, and single images in lists, in object arrays and in columns of a table.
+    Arrays, memory maps and tensors come, and single images in lists, in object arrays and in columns of a table. Data
+    sets of h5py, arrays of zarr and dask, and the images of a table of files become lazy arrays, which answer as arrays
+    do and read the rows they are asked for.
     """
+    if (lazy := as_lazy(images, name)) is not None:
+        _check_real(lazy.dtype, name)
+        return cast(np.ndarray, lazy)
     torch = sys.modules.get("torch")
     if torch is not None and isinstance(images, torch.Tensor):
         images = images.detach().cpu()
@@ -87,12 +94,16 @@ def as_array(images: Any, name: str) -> np.ndarray:
         raise TypeError(f"{name} must be an array of images, got {type(images).__name__}") from error
     if array.dtype.kind == "O" and array.ndim == 0:
         raise TypeError(f"{name} must be an array of images, got {type(images).__name__}")
-    if array.dtype.kind not in "biuf":
-        raise TypeError(
-            f"{name} must hold real numbers, got dtype {array.dtype}"
-            + ("; pass its amplitude or phase" if array.dtype.kind == "c" else "")
-        )
+    _check_real(array.dtype, name)
     return array
+
+
+def _check_real(dtype: np.dtype, name: str) -> None:
+    if dtype.kind not in "biuf":
+        raise TypeError(
+            f"{name} must hold real numbers, got dtype {dtype}"
+            + ("; pass its amplitude or phase" if dtype.kind == "c" else "")
+        )
 
 
 def _resizer(name: str, edges: Iterable[int], side: int | None = None) -> str:
@@ -183,7 +194,8 @@ def _check_finite(array: np.ndarray, name: str) -> None:
     kind, size = array.dtype.kind, array.dtype.itemsize
     if kind != "f" and not (kind in "iu" and size == 8):
         return
-    step = max(1, (1 << 22) // max(1, array[0].size))  # bounded memory, also for a memory map
+    # Bounded memory, also for a memory map.
+    step = max(1, min(ROWS_AT_ONCE, (1 << 22) // max(1, math.prod(array.shape[1:]))))
     for start in range(0, len(array), step):
         part = array[start : start + step]
         if kind == "f":

@@ -14,6 +14,7 @@ from typing import Any
 import joblib
 import numpy as np
 
+from skbegan._lazy import LazyRows
 from skbegan._version import training_code, versions
 from skbegan.checks import CellDataset
 from skbegan.config import Architecture, Config, Pretraining
@@ -180,7 +181,11 @@ class Stages:
         }
         if self.start is not None or getattr(self.memory, "location", "somewhere") is None:
             return pretrain(*arguments, **options)
-        cached = self.memory.cache(pretrain, ignore=list(options))
+        # Images that are read lazily are keyed by their content, as arrays are.
+        pairs = (("bf", self.dataset.bf), ("target", self.dataset.qpi))
+        digests = {name: key for name, images in pairs if isinstance(key := _key(images), str)}
+        arguments = (*arguments[:-1], (*arguments[-1], *digests.items()))
+        cached = self.memory.cache(pretrain, ignore=[*options, *digests])
         if not hasattr(cached, "call_and_shelve"):  # not joblib's own
             result: StageResult = cached(*arguments, **options)
             return result
@@ -322,7 +327,8 @@ class Stages:
         if runtime.checkpoint_dir is None:
             return ()
         config = replace(self.config.learned, runtime=replace(self.config.learned.runtime, compile=runtime.compile))
-        name = joblib.hash((config, self.dataset, self.seeds, self.start, versions(), training_code()))
+        dataset = replace(self.dataset, bf=_key(self.dataset.bf), qpi=_key(self.dataset.qpi))
+        name = joblib.hash((config, dataset, self.seeds, self.start, versions(), training_code()))
         folder = Path(runtime.checkpoint_dir)
         checkpoints = tuple(Checkpoint(folder / f"began-{name}-stage{stage}.pt") for stage in (1, 2))
         checkpoints[0].prepare()
@@ -346,7 +352,7 @@ def pretrain(
     stage: Pretraining,
     runtime: tuple[str, bool, str],
     seeds: Mapping[str, int],
-    code: tuple[Mapping[str, str], str],
+    code: tuple[Any, ...],
     *,
     start: Start | None = None,
     verbose: int = 0,
@@ -366,7 +372,8 @@ def pretrain(
     seeds : mapping of str to int
         ``weights``, ``order`` and ``dropout``.
     code : tuple
-        Versions and code that train: not used, but another makes another entry in a cache.
+        Versions and code that train, and digests of images that are read lazily: not used, but others make another
+        entry in a cache.
     start : Start, optional
         By default new networks.
     verbose : int, default=0
@@ -393,6 +400,11 @@ def pretrain(
         checkpoint=checkpoint,
         callback=callback,
     )
+
+
+def _key(images: Any) -> Any:
+    """Return what stands for images where a fit is known by what it depends on: arrays themselves, or a digest."""
+    return images.digest() if isinstance(images, LazyRows) else images
 
 
 def split_validation(

@@ -36,10 +36,10 @@ def explained_share(predicted: Array, target: Array) -> float:
     ValueError
         For constant targets.
     """
-    if target.min() == target.max():
-        raise ValueError("the target images are constant, so that there is no variation to predict")
     step = max(1, _CHUNK_PIXELS // int(np.prod(target.shape[1:])))
     parts = [slice(start, start + step) for start in range(0, len(target), step)]
+    if min(target[rows].min() for rows in parts) == max(target[rows].max() for rows in parts):
+        raise ValueError("the target images are constant, so that there is no variation to predict")
     mean = sum(float(target[rows].sum(dtype=np.float64)) for rows in parts) / target.size
     missed = variation = 0.0
     for rows in parts:
