@@ -65,7 +65,7 @@ class BeGANTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ModelE
         alignment and the matching. 0: no image erasure either.
     batch_image_weight : float, default=0.0
         Weight of the fool loss of an adversary that reads the batch from the predicted image. Targets in one style and
-        the erasure free images of most of the batch; the adversary also takes structure, see docs/decisions.
+        the erasure free images of most of the batch; the adversary also takes structure.
     image_weight : float, default=60.0
         Weight of the mean absolute image error in stage 2.
     batch_target : {"conditional", "uniform", "reference"}, default="conditional"
@@ -124,18 +124,15 @@ class BeGANTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ModelE
         Called as ``callback(info)`` after each epoch; a true answer ends the stage, and the best generator so far is
         kept. ``info.stage`` is ``"pretraining"`` or ``"batch_removal"``, ``info.epoch`` counts from 1 to
         ``info.epochs``, and ``info.losses`` is a dict of this epoch's losses, named as in `history_`. It is not called
-        for what is taken from `memory` or resumed. To be pickled with the model it has to be defined in a module; a
-        search calls copies of it.
+        for what is taken from `memory` or resumed. To be pickled it has to be defined in a module.
     checkpoint_dir : str or path, default=None
         Where the state of training is written after each epoch. A fit that was stopped, by Ctrl-C or otherwise, goes on
         from there when it is repeated with the same data and parameters; the files are removed at the end.
     random_state : int, RandomState or None, default=None
         Seeds weights, order, dropout and splits. The global random state is neither read nor changed: None is another
-        seed each time. On a CPU, the same data, seed and number of threads give the same features to the bit, see
-        Notes.
+        seed each time. On a CPU, the same data, seed and number of threads give the same features to the bit.
     verbose : int, default=0
-        1 shows a progress bar per stage, with the time left; where the output is no terminal, a line per epoch of the
-        logger ``"skbegan"``.
+        1 shows a progress bar per stage; where the output is no terminal, a line per epoch of the logger ``"skbegan"``.
 
     Attributes
     ----------
@@ -146,7 +143,7 @@ class BeGANTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ModelE
     n_features_out_ : int
         Length of the profile.
     history_ : dict
-        ``"pretraining"`` and ``"batch_removal"``: dict of loss name to its value in each epoch, validation losses under
+        ``"pretraining"``, ``"batch_removal"``: dict of loss name to its value in each epoch, validation losses under
         ``"validation_..."``; ``"profile_alignment"``: losses of stage 3, means over ten parts of it; ``"events"``: list
         of str, what a user should know of the training, also which stages did not run to their end.
     device_ : str
@@ -163,8 +160,8 @@ class BeGANTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ModelE
 
     Notes
     -----
-    The networks, the two stages and the published loss weights are those of beGAN (later CytoMAD); ``PUBLISHED`` holds
-    the published values. The defaults differ: see the README for what was measured.
+    The networks and the two stages are those of beGAN (later CytoMAD); ``PUBLISHED`` holds the published values. The
+    defaults differ: see the README for what was measured.
 
     *Warm start.* With ``warm_start=True`` a fit of a fitted model (also a loaded or imported one) trains stage 2 for
     `removal_epochs` more, from the fitted generator and without repeating stage 1. Where there is no stage 2

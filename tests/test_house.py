@@ -83,6 +83,7 @@ def test_within_the_core_imports_run_one_way():
         "outputs",
         "networks",
         "content",
+        "averaging",
         "checkpoint",
         "inference",
         "standalone",

@@ -80,9 +80,9 @@ def measure(images: Tensor, sign: Tensor) -> Tensor:
     radius = (area / math.pi).sqrt()[..., None, None]
     r = (dx**2 + dy**2 + EPSILON).sqrt() / radius
     sxx, syy, sxy = [(mask * moment).sum((2, 3)) / area for moment in (dx**2, dy**2, dx * dy)]
-    mean = 0.5 * (sxx + syy)
+    middle = 0.5 * (sxx + syy)
     gap = (0.25 * (sxx - syy) ** 2 + sxy**2 + EPSILON**2).sqrt()
-    axes = 0.5 * ((mean + gap).clamp(min=EPSILON).log() - (mean - gap).clamp(min=0.05).log())
+    axes = 0.5 * ((middle + gap).clamp(min=EPSILON).log() - (middle - gap).clamp(min=0.05).log())
     level = mass / area
     relative = raised / level[..., None, None].clamp(min=0.02)
     texture = (mask * (relative - _smooth(relative, 2.0)) ** 2).sum((2, 3)) / area
@@ -99,8 +99,8 @@ def measure(images: Tensor, sign: Tensor) -> Tensor:
     real, imaginary = angle_x, angle_y
     for _ in range(HARMONICS):
         for weight in (mask / area[..., None, None], density / mass[..., None, None]):
-            for power in (1, 2):
-                part = weight * r.clamp(max=2.0) ** power
+            for order in (1, 2):
+                part = weight * r.clamp(max=2.0) ** order
                 size = (part * real).sum((2, 3)) ** 2 + (part * imaginary).sum((2, 3)) ** 2
                 values.append((size + EPSILON).sqrt()[..., None])
         real, imaginary = real * angle_x - imaginary * angle_y, real * angle_y + imaginary * angle_x

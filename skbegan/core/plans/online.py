@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from skbegan.config import Config, OnlineRemoval, Removal
+from skbegan.core.averaging import MovingAverage
 from skbegan.core.classifiers import CELL_TYPE_HIDDEN, FeatureClassifier, ImageClassifier, fit_classifier
 from skbegan.core.content import DescriptorLoss
 from skbegan.core.content import networks_of as head_of
@@ -47,34 +48,6 @@ ADVERSARY_HIDDEN = (256, 128)
 KNOWN_CELLS = 16384  # at most, whose features a new adversary learns from: memory does not grow with the data
 DEAD_SHARE = 0.05  # fewer active features than this share of all is a dead bottleneck
 RAMPED = ("batch", "batch_image", "alignment")
-
-
-class MovingAverage:
-    """Exponential moving average (EMA) of a network's parameters.
-
-    Parameters
-    ----------
-    decay : float
-        Per step; 0 averages nothing.
-    """
-
-    def __init__(self, decay: float) -> None:
-        self.decay = decay
-        self.values: list[Tensor] = []
-        self.n_updates = 0
-
-    @torch.no_grad()
-    def update(self, network: nn.Module) -> None:
-        """Take in the parameters as they are now."""
-        if self.decay == 0:
-            return
-        weights: list[Tensor] = list(network.parameters())
-        if not self.values:
-            self.values = [weight.detach().clone() for weight in weights]
-        # A small decay at first, so that the weights of the start do not stay in the average.
-        decay = min(self.decay, self.n_updates / (self.n_updates + 10.0))
-        torch._foreach_lerp_(self.values, weights, 1.0 - decay)
-        self.n_updates += 1
 
 
 class OnlinePlan(ConditionalGAN):
