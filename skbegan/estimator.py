@@ -81,9 +81,8 @@ class BeGANTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ModelE
         Stage 3, which makes the profile from the finished generator; not after PublishedRemoval.
     learning_rate : float, default=1e-3
         Of the generator in stage 1 (Adam, as all others).
-    discriminator_learning_rate : float, default=1e-4
-    classifier_learning_rate : float, default=1e-3
-        Of the cell-type classifiers, and of the image classifiers of PublishedRemoval.
+    discriminator_learning_rate, classifier_learning_rate : float, default=1e-4, 1e-3
+        The latter of the cell-type classifiers, and of the image classifiers of PublishedRemoval.
     minibatch_size : int, default=64
         Cells per optimisation step.
     steps_per_epoch : int, default=None
@@ -108,7 +107,7 @@ class BeGANTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ModelE
         original's way, in which the statistics are those of consecutive `minibatch_size` cells, so that a prediction
         depends on its neighbours. Dropout is off in both.
     device : str, default="auto"
-        ``"auto"`` is CUDA where there is one, else the CPU; decided anew wherever the model is used.
+        ``"auto"`` is CUDA where there is one, else the CPU; anew wherever the model is used.
     precision : {"auto", "float32", "bfloat16", "float64"}, default="auto"
         Arithmetic of the networks; losses, and stage 3, keep full precision. ``"auto"`` is bfloat16 on CUDA cards that
         have it and, for `base_width` 32 and up, on CPUs with units for it; float32 elsewhere. Name one for the same
@@ -126,8 +125,8 @@ class BeGANTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ModelE
         ``info.epochs``, and ``info.losses`` is a dict of this epoch's losses, named as in `history_`. It is not called
         for what is taken from `memory` or resumed. To be pickled it has to be defined in a module.
     checkpoint_dir : str or path, default=None
-        Where the state of training is written after each epoch. A fit that was stopped, by Ctrl-C or otherwise, goes on
-        from there when it is repeated with the same data and parameters; the files are removed at the end.
+        Where the state of training is written after each epoch. A fit that was stopped goes on from there when it is
+        repeated with the same data and parameters; the files are removed at the end.
     random_state : int, RandomState or None, default=None
         Seeds weights, order, dropout and splits. The global random state is neither read nor changed: None is another
         seed each time. On a CPU, the same data, seed and number of threads give the same features to the bit.

@@ -23,7 +23,7 @@ import numpy as np
 import torch
 
 import skbegan
-from skbegan import PUBLISHED, BeGANTransformer
+from skbegan import PUBLISHED, BeGANTransformer, OnlineRemoval, ProfileAlignment
 from skbegan.datasets import make_cell_images
 
 FILE = Path(__file__).parent / "data" / "goldens.npz"
@@ -156,6 +156,19 @@ def _saved_and_loaded() -> Result:
 
 
 TINY_PUBLISHED = PUBLISHED | TINY
+# The default before there were canonical targets: image adversary, discriminator and transferred targets in stage 2.
+EARLIER: dict[str, Any] = {
+    "learning_rate": 2e-4,
+    "pretrain_decay": 0.0,
+    "head_width": 4,
+    "adversarial_weight": 0.1,
+    "image_weight": 30.0,
+    "batch_image_weight": 4.0,
+    "removal": OnlineRemoval(
+        learning_rate=5e-4, target_style="transferred", brightfield_style_share=0.4, identity=0.0, descriptors=0.0
+    ),
+    "profile": ProfileAlignment(floor=0.03, correction=0.3, descriptor_share=0.0),
+}
 
 CASES: dict[str, Callable[[], Result]] = {
     "online float32": _fitted(),
@@ -164,6 +177,8 @@ CASES: dict[str, Callable[[], Result]] = {
         augment=False, standardize=False, batch_target="uniform", validation_fraction=0.0, inference="minibatch"
     ),
     "online, two channels": _two_channels,
+    "online, earlier default": _fitted(**EARLIER),
+    "online, group normalisation": _fitted(norm="group", standardize="image"),
     "pretraining": _fitted(removal_epochs=0),
     "published float32": _fitted(**TINY_PUBLISHED),
     "published float64": _fitted(**(TINY_PUBLISHED | {"precision": "float64"})),

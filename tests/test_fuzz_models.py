@@ -92,6 +92,8 @@ def allowed(rule: _rules.Rule) -> st.SearchStrategy[Any]:
             return st.integers(0, 3)
         case _rules.Flag():
             return st.booleans()
+        case _rules.FlagOr(option=option):
+            return st.sampled_from((True, False, option))
         case _rules.Choice(options=options):
             return st.sampled_from(options)
         case config.Instance(kind="removal"):
