@@ -84,6 +84,7 @@ def test_within_the_core_imports_run_one_way():
         "networks",
         "content",
         "averaging",
+        "erasure",
         "checkpoint",
         "inference",
         "standalone",

@@ -14,15 +14,17 @@ Both see one cell at a time and neither its batch nor its type, so they serve ce
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from skbegan._progress import Progress
-from skbegan.config import Config, ProfileAlignment
+from skbegan.config import Config, OnlineRemoval, ProfileAlignment
 from skbegan.core.descriptors import Descriptors, signs_of
 from skbegan.core.engine import Engine, Event
+from skbegan.core.erasure import fit_erasure
 from skbegan.core.losses import (
     History,
     Losses,
@@ -30,11 +32,9 @@ from skbegan.core.losses import (
     maximum_mean_discrepancy,
     positive,
     weighted_sum,
-    within_groups,
 )
 from skbegan.core.networks import (
     Generator,
-    ImageErasure,
     ProfileMap,
     Weights,
     generator_of,
@@ -45,6 +45,7 @@ from skbegan.core.networks import (
 from skbegan.core.plans.pretraining import Start
 from skbegan.data.cells import Cells, Minibatch, symmetry
 from skbegan.data.sampler import n_minibatches
+from skbegan.data.style import BatchStyles
 from skbegan.design import Design
 
 CELLS_PER_STEP = 2048
@@ -223,11 +224,16 @@ class ProfilePlan:
         Training cells.
     engine : Engine
         With the stream ``"classifiers"``.
+    styles : BatchStyles, optional
+        That some cells are seen in.
     """
 
     name = "profile_alignment"
 
-    def __init__(self, config: Config, generator: Generator, cells: Cells, engine: Engine) -> None:
+    def __init__(
+        self, config: Config, generator: Generator, cells: Cells, engine: Engine, styles: BatchStyles | None = None
+    ) -> None:
+        self.styles = styles
         self.config, self.generator, self.cells, self.engine = config, generator.eval(), cells, engine
         self.rng = engine.rngs["classifiers"]
         self.events: list[Event] = []
@@ -381,6 +387,12 @@ class ProfilePlan:
     def _encode(self, part: Minibatch) -> Tensor:
         return self.generator.content_of(part.source)
 
+    def _other_view(self, cells: Minibatch) -> Minibatch:
+        """Return cells turned, a share of them in the style of another batch or in an unseen one."""
+        if self.styles is not None:
+            cells = replace(cells, source=self.styles.source(cells, self.config.profile.style_share))
+        return symmetry(cells, self.rng)
+
     def _read(
         self, chosen: Tensor, read: Callable[[Minibatch], Tensor], turned: bool = False, of: Cells | None = None
     ) -> Tensor:
@@ -389,7 +401,7 @@ class ProfilePlan:
         with torch.no_grad(), self.engine.autocast():
             for start in range(0, len(chosen), self.chunk):
                 minibatch = cells.take(chosen[start : start + self.chunk])
-                parts.append(read(symmetry(minibatch, self.rng) if turned else minibatch).float())
+                parts.append(read(self._other_view(minibatch) if turned else minibatch).float())
                 if self.bar is not None:
                     self.bar.update()
         return torch.cat(parts)
@@ -422,78 +434,20 @@ def build(config: Config, cells: Cells, design: Design | None, engine: Engine, s
     cells : Cells
         Training cells.
     design : Design or None
-        Not used: groups are those of the cells that are drawn.
+        Of the training cells; without it cells are seen in their own style alone.
     engine : Engine
         With the stream ``"classifiers"``.
     start : Start
         The finished generator, with its population statistics.
     """
     generator = generator_of(without_outputs(start.generator), engine.device, engine.dtype)
-    return ProfilePlan(config, generator, cells, engine)
-
-
-# Images ---------------------------------------------------------------------------------------------------------------
-
-
-def fit_erasure(
-    images: Tensor, batch: Tensor, cell_type: Tensor, *, n_components: int = 200, ridge: float = 0.01
-) -> ImageErasure | None:
-    """Fit the erasure of the batch from predicted images.
-
-    In the principal components of the images, the directions in which the batches of a type have different means are
-    erased in the metric of the covariance within groups, which changes the images least (LEACE, Belrose et al., NeurIPS
-    2023, here within cell type). Directions are erased only where the means differ by more than chance would have it
-    for so many cells, and at most half of the components.
-
-    Parameters
-    ----------
-    images : Tensor of shape (n, C, H, W)
-        Of training cells.
-    batch, cell_type : Tensor of int, shape (n,)
-    n_components : int, default=200
-    ridge : float, default=0.01
-        Added to the covariance, as a share of the mean variance of a component.
-
-    Returns
-    -------
-    erasure : ImageErasure
-        None where no cell type has two batches, or no direction tells them apart.
-    """
-    members = group_members(batch, cell_type)
-    if not members:
-        return None
-    flat = images.flatten(1).to(torch.float64)
-    mean = flat.mean(0)
-    flat = flat - mean
-    variance, vectors = torch.linalg.eigh(flat @ flat.T if len(flat) < flat.shape[1] else flat.T @ flat)
-    kept = (variance > 1e-9 * variance.max()).nonzero().flatten()[-n_components:]
-    if len(flat) < flat.shape[1]:
-        components = (flat.T @ vectors[:, kept]) / variance[kept].sqrt()
-    else:
-        components = vectors[:, kept]
-    codes = flat @ components
-    covariance = within_groups(codes, members)
-    spread, axes = torch.linalg.eigh(covariance)
-    spread = (spread.clamp(min=0) + ridge * spread.mean()).sqrt()
-    whiten, colour = (axes / spread) @ axes.T, (axes * spread) @ axes.T
-    offsets = []
-    for groups in members:
-        means = torch.stack([codes[group].mean(0) for group in groups])
-        weights = torch.tensor([len(group) for group in groups], dtype=codes.dtype, device=codes.device).sqrt()
-        offsets.append((means - means.mean(0)) * weights[:, None])
-    stacked = torch.cat(offsets) @ whiten
-    _, sizes, directions = torch.linalg.svd(stacked, full_matrices=False)
-    # The largest singular value of pure noise (Marchenko and Pastur's edge), with the metric known from so many cells
-    # only, and some room for its scatter.
-    n_cells, n_codes = sum(len(group) for groups in members for group in groups), stacked.shape[1]
-    by_chance = (len(stacked) - len(members)) ** 0.5 + n_codes**0.5
-    by_chance *= 1.05 * (n_cells / max(n_cells - n_codes, n_cells / 4)) ** 0.5
-    rank = min(int((sizes > by_chance).sum()), len(kept) // 2)
-    if rank == 0:
-        return None
-    shape = images.shape[1:]
-    erasure = ImageErasure(shape, rank)
-    erasure.centre.copy_(mean.view(shape))
-    erasure.read.copy_((components @ whiten @ directions[:rank].T).view(*shape, rank))
-    erasure.write.copy_((directions[:rank] @ colour @ components.T).view(rank, *shape))
-    return erasure.to(images.device).eval()
+    method, styles = config.removal.method, None
+    if config.profile.style_share > 0 and design is not None and isinstance(method, OnlineRemoval):
+        styles = BatchStyles(
+            cells,
+            design,
+            engine.rngs["classifiers"],
+            unseen_share=method.unseen_style_share,
+            unseen_spread=method.unseen_style_spread,
+        )
+    return ProfilePlan(config, generator, cells, engine, styles)
