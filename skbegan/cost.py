@@ -22,6 +22,7 @@ from skbegan._progress import duration
 from skbegan.checks import CellDataset
 from skbegan.config import Config, PublishedRemoval
 from skbegan.core.engine import new_rng, undisturbed
+from skbegan.core.erasure import fit_erasure
 from skbegan.core.loop import Plan
 from skbegan.core.losses import group_members
 from skbegan.core.networks import snapshot, to_numpy, untracked
@@ -339,7 +340,7 @@ class _Measurement:
         repeated = images[torch.randint(len(images), (min(shown, 512),), generator=self.rng).to(images.device)]
         noisy = repeated + 1e-3 * torch.randn(repeated.shape, generator=self.rng).to(repeated)
         labels = torch.arange(len(noisy), device=noisy.device)
-        taken = self._timed(lambda: profile.fit_erasure(noisy, labels % 2, torch.zeros_like(labels)))
+        taken = self._timed(lambda: fit_erasure(noisy, labels % 2, torch.zeros_like(labels)))
         # Most of it is an eigendecomposition.
         return reading + taken * (min(shown, values) / min(len(noisy), values)) ** 3
 
