@@ -232,7 +232,7 @@ class HistoryDisplay:
             for k, (base, solid) in enumerate(zip(bases, trained, strict=True))
         ]
         if any(name.startswith(_VALIDATION) for name in lines):
-            both = {"training": "-", "validation": "--"} if any(trained) else {"validation": "--"}
+            both: dict[str, Any] = {"training": "-", "validation": "--"} if any(trained) else {"validation": "--"}
             handles += [Line2D([], [], color=GREY, linewidth=1.6, linestyle=s, label=name) for name, s in both.items()]
         below = axis.transAxes + ScaledTranslation(0, -32 / 72, axis.get_figure(root=True).dpi_scale_trans)
         axis.legend(
