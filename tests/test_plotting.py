@@ -228,6 +228,22 @@ def test_legends_do_not_overlap(n_labels):
         assert names[-1] == f"and {n_labels - 23} more"
 
 
+def test_long_labels_keep_to_their_place(images):
+    long = [f"2024-05-{k:02d} plate {k % 3}, site Hong Kong, of a very long campaign" for k in range(20)]
+    maps = FeatureMapDisplay.from_features(images.reshape(20, -1), long, ["x" * 99] * 20)
+    no_overlap(maps.figure_, *maps.axes_, *(axis.get_legend() for axis in maps.axes_))
+    assert min(axis.get_window_extent().width for axis in maps.axes_) > 150
+    shown = CellImagesDisplay.from_predictions(images, images, labels=long, n_cells=4)
+    no_overlap(shown.figure_, *(axis.title for axis in shown.axes_[0]), *shown.axes_.flat)
+    found = made_audit(n_batches=2)
+    found.per_batch = dict(zip(long, found.per_batch.values(), strict=False))
+    drawn = AuditDisplay.from_audit(found)
+    no_overlap(drawn.figure_, *drawn.axes_.values(), drawn.legend_)
+    drawn.figure_.canvas.draw()
+    for axis in drawn.axes_.values():
+        assert axis._left_title.get_window_extent().x1 <= axis._right_title.get_window_extent().x0
+
+
 def test_axes_say_which_map_it_is():
     rng = np.random.default_rng(0)
     features = rng.normal(size=(60, 5)) * [9, 3, 1, 1, 1]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from numbers import Real
 from typing import Any
 
@@ -22,6 +23,8 @@ GREY = "#7a7a7a"  # chance levels and references; readable on both backgrounds a
 LIGHT, DARK = "#ffffff", "#14171c"  # backgrounds that the colours are checked against
 MARKERS = ("o", "^", "s", "D", "v", "P", "X", "<", ">", "*")
 FONT, SMALL = 11, 9
+ELLIPSIS = "\N{HORIZONTAL ELLIPSIS}"
+LETTER = 0.6 / 72  # inches: width of a letter of 1 point, about
 
 
 def pyplot() -> Any:
@@ -75,6 +78,15 @@ def ink() -> str:
 def plain(label: Any) -> str:
     """Return a label as text that matplotlib draws as it is: a dollar sign starts no formula, a line is a line."""
     return " ".join(str(label).split()).replace("$", r"\$")
+
+
+def shortened(label: Any, width: int, lines: int = 1) -> str:
+    """Return a label as plain text of at most so many lines; what does not fit is replaced by dots."""
+    text = " ".join(str(label).split())
+    rows = textwrap.wrap(text, width, max_lines=lines, placeholder=ELLIPSIS)
+    if rows == [ELLIPSIS]:  # one long word
+        rows = [text[: width - 1] + ELLIPSIS]
+    return "\n".join(plain(row) for row in rows)
 
 
 def contrast(images: NDArray[Any]) -> tuple[float, float]:

@@ -8,9 +8,22 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike
 
-from skbegan.plotting._common import COLOURS, FONT, GREY, MARKERS, SMALL, ink, new_figure, plain, style
+from skbegan.plotting._common import (
+    COLOURS,
+    FONT,
+    GREY,
+    LETTER,
+    MARKERS,
+    SMALL,
+    ink,
+    new_figure,
+    plain,
+    shortened,
+    style,
+)
 
 _MAX_AUDITS = 10
+_LABEL = 30  # letters of a batch or a type beside its row
 _PROBES = {"linear": "linear probe", "mlp": "MLP", "knn": "15-NN", "trees": "boosted trees", "cnn": "CNN"}
 _LEAST = -0.5  # R2 below are drawn there
 _RAW = {"marker": "s", "facecolor": "none", "edgecolor": GREY, "linewidths": 1.3, "s": 58}
@@ -183,7 +196,9 @@ class AuditDisplay:
         if below:
             heights.append(max(height(panel) for panel in below.values()))
         n = max(len(columns), len(below))
-        self.figure_ = new_figure(figure, (3.8 * n, sum(heights) + 0.45))
+        longest = max(len(row.label) for panel in (*above.values(), *below.values()) for row in panel[2])
+        width = 3.8 + max(min(longest, _LABEL) - 15, 0) * SMALL * LETTER
+        self.figure_ = new_figure(figure, (width * n, sum(heights) + 0.45))
         engine = getattr(self.figure_, "get_layout_engine", lambda: None)()
         if figure is None and engine is not None:
             engine.set(w_pad=0.06, h_pad=0.06)
@@ -366,7 +381,7 @@ def _draw(axis: Any, rows: list[_Row], xlabel: str, *, bounded: bool, leakage: b
         axis.set_xlim(0, 1.08 * max(drawn) if max(drawn) > 0 else 1)
         axis.xaxis.set_major_locator(MaxNLocator(4))
     axis.set_ylim(len(rows) - 0.45, -0.55)
-    axis.set_yticks(range(len(rows)), [plain(row.label) for row in rows], fontsize=SMALL)
+    axis.set_yticks(range(len(rows)), [shortened(row.label, _LABEL) for row in rows], fontsize=SMALL)
     for label, row in zip(axis.get_yticklabels(), rows, strict=True):
         if not row.values:
             label.set_fontweight("bold")

@@ -11,6 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from skbegan.plotting._common import (
     FONT,
+    LETTER,
     SMALL,
     check_images,
     check_labels,
@@ -19,8 +20,8 @@ from skbegan.plotting._common import (
     contrast,
     ink,
     new_figure,
-    plain,
     round_length,
+    shortened,
 )
 
 _TARGET_ROWS = ("predicted", "measured", "batch-free")
@@ -236,7 +237,13 @@ class CellImagesDisplay:
         width = n * size * 1.04 + 1.15
         caption = self._caption(rows, shown, int(width * 15))
         own = figure is None
-        height = n_rows * size + (0.45 if names is not None else 0.1) + 0.16 * (caption.count("\n") + 1)
+        points = SMALL if n > 4 else FONT
+        titles = [] if names is None else [shortened(name, max(int(size / (points * LETTER)), 4), 2) for name in names]
+        height = (
+            n_rows * size
+            + (0.1 + 0.2 * any(titles) + 0.15 * max((title.count("\n") + 1 for title in titles), default=0))
+            + 0.16 * (caption.count("\n") + 1)
+        )
         figure = new_figure(figure, (width, height + (0.25 if pixel_size else 0.0)))
         if own:
             figure.get_layout_engine().set(w_pad=0.02, h_pad=0.02, wspace=0, hspace=0)
@@ -265,9 +272,8 @@ class CellImagesDisplay:
             axis.spines[:].set_visible(False)
         for row, (title, _, _) in enumerate(rows):
             axes[row, 0].set_ylabel(title, fontsize=FONT if size >= 1.2 else SMALL)
-        for column in range(n if names is not None else 0):
-            assert names is not None
-            axes[0, column].set_title(plain(names[column]), fontsize=SMALL if n > 4 else FONT)
+        for column in range(len(titles)):
+            axes[0, column].set_title(titles[column], fontsize=points)
         if pixel_size is not None:
             _scale_bar(axes[-1, 0], rows[-1][2].shape[2], pixel_size)
         figure.supxlabel(caption, fontsize=SMALL, x=0.01, ha="left")

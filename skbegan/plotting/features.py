@@ -10,10 +10,22 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.sparse.linalg import svds
 
-from skbegan.plotting._common import BATCH_COLOURS, FONT, SMALL, TYPE_COLOURS, check_labels, new_figure, plain, style
+from skbegan.plotting._common import (
+    BATCH_COLOURS,
+    FONT,
+    LETTER,
+    SMALL,
+    TYPE_COLOURS,
+    check_labels,
+    new_figure,
+    plain,
+    shortened,
+    style,
+)
 
 _MIN_UMAP = 50  # cells; fewer have no neighbourhoods to keep
 _UMAP_COMPONENTS = 50
+_LABEL = 30  # letters of a label in a legend
 
 
 class FeatureMapDisplay:
@@ -164,7 +176,9 @@ class FeatureMapDisplay:
         area = float(np.clip(9000 / n, 4, 36)) if point_size is None else point_size
         single = len(self.maps) == 1
         shape = (1, 2) if single else (2, len(self.maps))
-        figure = new_figure(figure, (10.0, 4.0) if single else (3.4 * shape[1] + 1.8, 6.6))
+        beside = max(_legend_width(labels, max_legend) for _, labels, _ in rows)
+        width = 7.6 + 2 * max(beside, 1.2) if single else 3.4 * shape[1] + max(beside, 1.4) + 0.4
+        figure = new_figure(figure, (width, 4.0) if single else (width, 6.6))
         axes = figure.subplots(*shape, squeeze=False)
         for row, (what, labels, colours) in enumerate(rows):
             if labels is None:
@@ -183,7 +197,7 @@ class FeatureMapDisplay:
                 elif row == 0:
                     axis.set_title(plain(name), fontsize=FONT)
             last = axes[0, row] if single else axes[row, -1]
-            self._legend(last, what, [plain(v) for v in distinct], max_legend, colours)
+            self._legend(last, what, [shortened(v, _LABEL) for v in distinct], max_legend, colours)
         self.figure_, self.axes_ = figure, axes[0] if single else axes
         return self
 
@@ -224,7 +238,7 @@ class FeatureMapDisplay:
             loc="upper left",
             bbox_to_anchor=(1.0, 1.02),
             frameon=False,
-            ncols=1 + (len(handles) - 1) // 12,
+            ncols=_columns(len(handles)),
             handletextpad=0.1,
             columnspacing=0.8,
             alignment="left",
@@ -261,6 +275,18 @@ def compare_features(
     if not isinstance(features, Mapping):
         raise TypeError('features must be a mapping of titles to arrays, e.g. {"stage 1": before, "after": after}.')
     return FeatureMapDisplay.from_features(features, batch, cell_type, **params)
+
+
+def _columns(n_labels: int) -> int:
+    """Return the columns of a legend."""
+    return 1 + (n_labels - 1) // 12
+
+
+def _legend_width(labels: NDArray[Any] | None, max_legend: int) -> float:
+    """Return about how wide a legend is, in inches."""
+    names = {str(label) for label in (() if labels is None else labels.tolist())}
+    longest = min(max(map(len, names), default=1), _LABEL)
+    return _columns(min(len(names), max_legend) or 1) * (0.3 + longest * SMALL * LETTER)
 
 
 def _checked(features: ArrayLike, name: Any, standardize: bool) -> NDArray[Any]:
