@@ -81,11 +81,13 @@ def plain(label: Any) -> str:
 
 
 def shortened(label: Any, width: int, lines: int = 1) -> str:
-    """Return a label as plain text of at most so many lines; what does not fit is replaced by dots."""
+    """Return a label as plain text of at most so many lines; dots in the middle stand for what does not fit."""
     text = " ".join(str(label).split())
-    rows = textwrap.wrap(text, width, max_lines=lines, placeholder=ELLIPSIS)
-    if rows == [ELLIPSIS]:  # one long word
-        rows = [text[: width - 1] + ELLIPSIS]
+    rows = textwrap.wrap(text, width)
+    if len(rows) > lines:  # labels often differ at their ends
+        half = (lines * width - 1) // 2
+        text = text[:half] + ELLIPSIS + text[-half:]
+        rows = [text[k : k + width].strip() for k in range(0, len(text), width)]
     return "\n".join(plain(row) for row in rows)
 
 

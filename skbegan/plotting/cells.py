@@ -232,7 +232,7 @@ class CellImagesDisplay:
         bars = {
             "brightfield": ("gray", bf_units or "brightfield, as given"),
             "target": (cmap, units or "in units of the target"),
-            "difference": ("RdBu_r", "difference" + (f", {units}" if units else "")),
+            "difference": ("RdBu_r", f"difference, {units or 'in units of the target'}"),
         }
         width = n * size * 1.04 + 1.15
         caption = self._caption(rows, shown, int(width * 15))
