@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from skbegan._version import __version__, show_versions
 
 if TYPE_CHECKING:
-    from skbegan import datasets, metrics, plotting
+    from skbegan import datasets, metrics, plotting, report
     from skbegan.config import PUBLISHED, OnlineRemoval, ProfileAlignment, PublishedRemoval
     from skbegan.estimator import BeGANTransformer
     from skbegan.io.anndata import to_anndata
@@ -34,6 +34,7 @@ __all__ = [
     "load_keras_generator",
     "metrics",
     "plotting",
+    "report",
     "save",
     "show_versions",
     "to_anndata",
@@ -55,7 +56,7 @@ _HOMES = {
     "write_images": "skbegan.io.images",
     "write_profiles": "skbegan.io.profiles",
 }
-_ROOMS = ("datasets", "metrics", "plotting")
+_ROOMS = ("datasets", "metrics", "plotting", "report")
 
 
 def __getattr__(name: str) -> Any:

@@ -13,6 +13,7 @@ from sklearn.base import BaseEstimator
 from sklearn.utils.validation import check_is_fitted
 
 from skbegan import checks
+from skbegan._summary import summary_html
 from skbegan._version import versions
 from skbegan.config import Config, Parameters
 from skbegan.design import Design, removal_verdict
@@ -245,6 +246,24 @@ class ModelEstimator(BaseEstimator):
             return None
         self._model.check_goes_on(config, dataset.bf, dataset.qpi, removes)
         return self._model
+
+    # A notebook asks for the bundle, other viewers for the HTML alone.
+
+    def _repr_html_inner(self) -> str:
+        diagram: str = super()._repr_html_inner()
+        return diagram + summary_html(self) if self.__sklearn_is_fitted__() else diagram
+
+    def _repr_mimebundle_(self, **kwargs: Any) -> dict[str, str]:
+        bundle: dict[str, str] = super()._repr_mimebundle_(**kwargs)
+        if "text/html" in bundle and self.__sklearn_is_fitted__():
+            bundle["text/html"] += summary_html(self)
+        return bundle
+
+    def _get_fitted_attr_html(self, doc_link: str = "") -> Any:
+        # From scikit-learn 1.9 on its diagram lists fitted attributes; the losses of all epochs are no reading.
+        attributes = super()._get_fitted_attr_html(doc_link)
+        attributes.pop("history_", None)
+        return attributes
 
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), "_versions": versions()}

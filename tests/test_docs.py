@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 import skbegan
-from skbegan import BeGANTransformer, datasets, metrics, plotting
+from skbegan import BeGANTransformer, datasets, metrics, plotting, report
 
 GUIDE = Path(__file__).parents[1] / "docs" / "coming_from_the_original.md"
 needs_guide = pytest.mark.skipif(not GUIDE.is_file(), reason="docs/ is in the repository, not in the package")
@@ -23,7 +23,7 @@ def public() -> list[tuple[str, Any]]:
     return [(name, thing) for name, thing in everything if inspect.isclass(thing) or inspect.isfunction(thing)]
 
 
-HOMES = (skbegan, metrics, datasets, plotting)
+HOMES = (skbegan, metrics, datasets, plotting, report)
 
 
 def test_public_names_are_found():

@@ -20,6 +20,12 @@ from skbegan.plotting import AuditDisplay, CellImagesDisplay, FeatureMapDisplay,
 
 
 @pytest.fixture(autouse=True)
+def without_umap(monkeypatch):
+    """Maps are principal components but where a test asks for others: umap-learn compiles for many seconds."""
+    monkeypatch.setitem(sys.modules, "umap", None)
+
+
+@pytest.fixture(autouse=True)
 def no_figure_is_left():
     plt.close("all")
     settings = dict(matplotlib.rcParams)
@@ -76,6 +82,80 @@ def test_cell_images(images):
     no_overlap(shown.figure_, *shown.axes_.flat, shown.colorbar_.ax)
     plt.close(shown.figure_)
     shown.plot(cmap="magma")  # again
+
+
+def test_every_row_of_cells_has_one_scale_with_units_and_says_what_it_clips(images):
+    measured = images.copy()
+    measured[3, 0, 0] = 1000  # one hot pixel does not set the scale
+    shown = CellImagesDisplay.from_predictions(
+        images, images + 0.5, measured, cells=[0, 3], units="rad", difference=True, pixel_size=0.5
+    )
+    assert [a.get_ylabel() for a in shown.axes_[:, 0]] == [
+        "brightfield",
+        "predicted",
+        "measured",
+        "predicted -\nmeasured",
+    ]
+    for row, scale in zip(shown.axes_, ("brightfield", "target", "target", "difference"), strict=True):
+        assert {a.images[0].get_clim() for a in row} == {shown.limits_[scale]}
+    assert {name: bar.ax.get_ylabel().replace("\n", " ") for name, bar in shown.colorbars_.items()} == {
+        "brightfield": "brightfield, as given", "target": "rad", "difference": "difference, rad",
+    }  # fmt: skip
+    low, high = shown.limits_["difference"]
+    assert low == -high
+    np.testing.assert_allclose(shown.axes_[3, 0].images[0].get_array(), 0.5, atol=1e-6)
+    assert shown.limits_["target"][1] < 10
+    assert shown.colorbars_["target"].extend == "both"
+    caption = " ".join(shown.figure_.get_supxlabel().split())
+    both = np.stack([images[[0, 3]] + 0.5, measured[[0, 3]]])
+    low, high = shown.limits_["target"]
+    assert (
+        f"target {low:.3g} to {high:.3g}, {(both < low).mean():.2%} below and {(both > high).mean():.2%} above"
+        in caption
+    )
+    no_overlap(shown.figure_, *shown.axes_.flat, *(bar.ax for bar in shown.colorbars_.values()))
+    wide = {"brightfield": (-99, 99), "target": (-2000, 2000)}
+    again = CellImagesDisplay.from_predictions(images, images, measured, limits=wide)
+    assert again.limits_ == wide
+    assert again.colorbars_["target"].extend == "neither"
+    assert " ".join(again.figure_.get_supxlabel().split()).count("none beyond it") == 2
+
+
+def test_scale_bar(images):
+    from skbegan.plotting._common import round_length
+
+    shown = CellImagesDisplay.from_predictions(images, images, images, cells=[0], pixel_size=0.33)
+    (bar,) = (line for line in shown.axes_[-1, 0].lines if line.get_gid() == "scale bar")
+    length = float(np.ptp(bar.get_xdata())) * 0.33
+    assert length == pytest.approx(2)  # at most half of 16 pixels, 2.64 micrometres
+    assert [text.get_text() for text in shown.axes_[-1, 0].texts] == ["2 µm"]
+    assert not CellImagesDisplay.from_predictions(images, images, cells=[0]).axes_[-1, 0].lines
+    assert [round_length(x) for x in (0.013, 1, 4.99, 50, 73)] == [0.01, 1, 2, 50, 50]
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"pixel_size": 0}, ValueError, "positive number of micrometres, got 0"),
+        ({"pixel_size": float("nan")}, ValueError, "positive number"),
+        ({"pixel_size": "1 um"}, TypeError, "number of micrometres"),
+        ({"limits": {"phase": (0, 1)}}, ValueError, "limits may name brightfield, target, difference"),
+        ({"limits": {"target": (1, 1)}}, ValueError, "the smaller first"),
+        ({"difference": True}, ValueError, "needs measured or batch-free"),
+    ],
+)
+def test_cell_images_refuse_bad_options(images, options, error, message):
+    with pytest.raises(error, match=message):
+        CellImagesDisplay.from_predictions(images, images, **options)
+
+
+def test_labels_are_text_not_formulas(images):
+    strange = [r"$\frac{$", "<b>", "_hidden", "two\nlines"] * 5
+    maps = FeatureMapDisplay.from_features(images.reshape(20, -1), strange, strange, title="$x")
+    CellImagesDisplay.from_predictions(images, images, labels=strange).figure_.canvas.draw()
+    maps.figure_.canvas.draw()
+    names = {text.get_text() for text in maps.axes_[0].get_legend().get_texts()}
+    assert names == {r"\$\frac{\$", "<b>", "_hidden", "two lines"}
 
 
 def test_cell_images_from_predictions(images):
@@ -148,6 +228,60 @@ def test_legends_do_not_overlap(n_labels):
         assert names[-1] == f"and {n_labels - 23} more"
 
 
+def test_long_labels_keep_to_their_place(images):
+    long = [f"2024-05-{k:02d} plate {k % 3}, site Hong Kong, of a very long campaign" for k in range(20)]
+    maps = FeatureMapDisplay.from_features(images.reshape(20, -1), long, ["x" * 99] * 20)
+    no_overlap(maps.figure_, *maps.axes_, *(axis.get_legend() for axis in maps.axes_))
+    assert min(axis.get_window_extent().width for axis in maps.axes_) > 150
+    shown = CellImagesDisplay.from_predictions(images, images, labels=long, n_cells=4)
+    no_overlap(shown.figure_, *(axis.title for axis in shown.axes_[0]), *shown.axes_.flat)
+    found = made_audit(n_batches=2)
+    found.per_batch = dict(zip(long, found.per_batch.values(), strict=False))
+    drawn = AuditDisplay.from_audit(found)
+    no_overlap(drawn.figure_, *drawn.axes_.values(), drawn.legend_)
+    drawn.figure_.canvas.draw()
+    for axis in drawn.axes_.values():
+        assert axis._left_title.get_window_extent().x1 <= axis._right_title.get_window_extent().x0
+
+
+def test_axes_say_which_map_it_is():
+    rng = np.random.default_rng(0)
+    features = rng.normal(size=(60, 5)) * [9, 3, 1, 1, 1]
+    labels = rng.integers(0, 2, 60)
+    pca = FeatureMapDisplay.from_features(features, labels, labels)
+    shares = pca.explained[""]
+    assert [pca.axes_[0].get_xlabel(), pca.axes_[0].get_ylabel()] == [
+        f"PC 1 ({shares[0]:.0%})",
+        f"PC 2 ({shares[1]:.0%})",
+    ]
+    with pytest.raises(ImportError, match=r'pip install "skbegan\[umap\]"'):
+        FeatureMapDisplay.from_features(features, labels, labels, method="umap")
+    with pytest.raises(ValueError, match="'auto', 'pca' or 'umap'"):
+        FeatureMapDisplay.from_features(features, labels, labels, method="tsne")
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_umap_where_it_is_installed(monkeypatch):
+    monkeypatch.delitem(sys.modules, "umap")
+    pytest.importorskip("umap")
+    rng = np.random.default_rng(0)
+    apart = np.repeat([0, 1], 40)
+    features = rng.normal(size=(80, 60)) + 8 * apart[:, None]
+    state = np.random.get_state()[1].copy()  # noqa: NPY002
+    shown = FeatureMapDisplay.from_features(features, apart, apart)
+    np.testing.assert_array_equal(np.random.get_state()[1], state)  # noqa: NPY002
+    assert shown.axes_[0].get_xlabel() == "UMAP 1"
+    assert shown.explained is None
+    points = shown.maps[""]
+    centres = [points[apart == k].mean(axis=0) for k in (0, 1)]
+    assert np.linalg.norm(centres[0] - centres[1]) > 2 * max(points[apart == k].std() for k in (0, 1))
+    again = FeatureMapDisplay.from_features(features, apart, apart, method="umap")
+    np.testing.assert_array_equal(again.maps[""], points)
+    few = FeatureMapDisplay.from_features(features[::2], apart[::2], apart[::2])
+    assert few.axes_[0].get_xlabel().startswith("PC 1")
+
+
 def test_labels_beyond_the_palette_differ_by_marker():
     from skbegan.plotting._common import style
 
@@ -207,6 +341,13 @@ def test_history():
         ("batch_removal", "batch"),
         ("batch_removal", "cell type"),
     ]
+    assert shown.axes_["pretraining", "image"].get_ylabel() == "mean absolute error\n(scale of training)"
+    assert all(axis.get_ylabel() for axis in shown.axes_.values())
+    legend = shown.axes_["pretraining", "image"].get_legend()
+    styles = {
+        text.get_text(): line.get_linestyle() for text, line in zip(legend.texts, legend.get_lines(), strict=True)
+    }
+    assert styles == {"image": "-", "training": "-", "validation": "--"}
     solid, dashed = shown.axes_["pretraining", "image"].lines
     assert (solid.get_linestyle(), dashed.get_linestyle()) == ("-", "--")
     assert solid.get_color() == dashed.get_color()
@@ -245,7 +386,9 @@ def test_every_loss_of_a_fit_has_a_panel_and_its_own_name(cells, removal):
             if of == stage
             for text in axis.get_legend().get_texts()
         }
-        assert drawn - {"validation"} == {name.removeprefix("validation_") for name in losses if name != "epoch"}
+        assert drawn - {"training", "validation"} == {
+            name.removeprefix("validation_") for name in losses if name != "epoch"
+        }
     rows = [row.get_suptitle() for row in shown.figure_.subfigs]
     assert rows[:2] == ["stage 1: pretraining", "stage 2: batch removal"]
     assert rows[2:] == ["stage 3: profile alignment"] * isinstance(removal, OnlineRemoval)
@@ -261,7 +404,7 @@ def test_history_panels_come_from_exact_names():
     legends = {panel: [t.get_text() for t in axis.get_legend().get_texts()] for (_, panel), axis in shown.axes_.items()}
     assert legends == {
         "batch adversaries": ["batch adversary 12"],
-        "features": ["active features", "validation"],
+        "active features": ["active features", "validation"],
         "other": ["discrepancy", "my image score", "cell type 2nd"],
     }
 

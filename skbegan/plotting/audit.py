@@ -8,13 +8,26 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike
 
-from skbegan.plotting._common import COLOURS, FONT, SMALL, new_figure
+from skbegan.plotting._common import (
+    COLOURS,
+    FONT,
+    GREY,
+    LETTER,
+    MARKERS,
+    SMALL,
+    ink,
+    new_figure,
+    plain,
+    shortened,
+    style,
+)
 
-_GREY, _FAINT = "0.45", "0.9"
+_MAX_AUDITS = 10
+_LABEL = 30  # letters of a batch or a type beside its row
 _PROBES = {"linear": "linear probe", "mlp": "MLP", "knn": "15-NN", "trees": "boosted trees", "cnn": "CNN"}
 _LEAST = -0.5  # R2 below are drawn there
-_RAW = {"marker": "s", "facecolor": "none", "edgecolor": _GREY, "linewidths": 1.3, "s": 58}
-_TRUTH = {"marker": "D", "facecolor": "black", "edgecolor": "black", "linewidths": 0, "s": 24}
+_RAW = {"marker": "s", "facecolor": "none", "edgecolor": GREY, "linewidths": 1.3, "s": 58}
+_TRUTH = {"marker": "D", "linewidths": 0, "s": 24}
 _ROW, _DOT = 0.27, 0.095  # inches: height of a row, distance of the dots of several audits
 
 
@@ -79,8 +92,8 @@ class AuditDisplay:
         for name, each in named.items():
             if not hasattr(each, "measures"):
                 raise TypeError(f"{name!r} must be what skbegan.metrics.audit returns, got {type(each).__name__}.")
-        if not 0 < len(named) <= len(COLOURS):
-            raise ValueError(f"One to {len(COLOURS)} audits can be drawn, got {len(named)}.")
+        if not 0 < len(named) <= _MAX_AUDITS:
+            raise ValueError(f"One to {_MAX_AUDITS} audits can be drawn, got {len(named)}.")
         return cls(named).plot(figure=figure, **plot_params)
 
     @classmethod
@@ -165,7 +178,7 @@ class AuditDisplay:
             _draw(axes[name], rows, xlabel, bounded="error" not in name, leakage="leakage" in name)
             lower = "error" in name or "leakage" in name
             axes[name].set_title(title, fontsize=FONT, loc="left")
-            axes[name].set_title("← better" if lower else "better →", fontsize=SMALL, loc="right", color=_GREY)
+            axes[name].set_title("← better" if lower else "better →", fontsize=SMALL, loc="right", color=GREY)
         self._legend([*above.values(), *below.values()])
         self.axes_ = axes
         return self
@@ -183,7 +196,9 @@ class AuditDisplay:
         if below:
             heights.append(max(height(panel) for panel in below.values()))
         n = max(len(columns), len(below))
-        self.figure_ = new_figure(figure, (3.8 * n, sum(heights) + 0.45))
+        longest = max(len(row.label) for panel in (*above.values(), *below.values()) for row in panel[2])
+        width = 3.8 + max(min(longest, _LABEL) - 15, 0) * SMALL * LETTER
+        self.figure_ = new_figure(figure, (width * n, sum(heights) + 0.45))
         engine = getattr(self.figure_, "get_layout_engine", lambda: None)()
         if figure is None and engine is not None:
             engine.set(w_pad=0.06, h_pad=0.06)
@@ -204,18 +219,18 @@ class AuditDisplay:
         from matplotlib.lines import Line2D
 
         rows = [row for _, _, rows in panels for row in rows]
-        dots: dict[str, Any] = {"linestyle": "", "marker": "o", "markersize": 6.5}
-        handles = [Line2D([], [], color=COLOURS[k], label=name, **dots) for k, name in enumerate(self.audits)]
+        dots: dict[str, Any] = {"linestyle": "", "markersize": 6.5}
+        handles = [Line2D([], [], label=plain(name), **dots, **style(k)) for k, name in enumerate(self.audits)]
         if any(row.raw is not None for row in rows):
             handles.append(
-                Line2D([], [], linestyle="", marker="s", markersize=7, mfc="none", mec=_GREY, label="raw images")
+                Line2D([], [], linestyle="", marker="s", markersize=7, mfc="none", mec=GREY, label="raw images")
             )
         if any(row.truth is not None for row in rows):
             handles.append(
-                Line2D([], [], linestyle="", marker="D", markersize=5, color="black", label="batch-free truth")
+                Line2D([], [], linestyle="", marker="D", markersize=5, color=ink(), label="batch-free truth")
             )
         if any(row.chance is not None for row in rows):
-            handles.append(Line2D([], [], linestyle=(0, (2, 1.5)), color=_GREY, label="chance"))
+            handles.append(Line2D([], [], linestyle=(0, (2, 1.5)), color=GREY, label="chance"))
         self.legend_ = self.figure_.legend(
             handles=handles, loc="outside lower center", ncols=min(len(handles), 5), frameon=False, fontsize=FONT - 1
         )
@@ -333,12 +348,12 @@ def _draw(axis: Any, rows: list[_Row], xlabel: str, *, bounded: bool, leakage: b
     for y, row in enumerate(rows):
         if not row.values:
             continue
-        axis.axhline(y, color=_FAINT, linewidth=0.8, zorder=0)
+        axis.axhline(y, color=GREY, alpha=0.2, linewidth=0.8, zorder=0)
         if row.chance is not None:
             axis.plot(
-                [row.chance] * 2, [y - 0.5, y + 0.5], linestyle=(0, (2, 1.5)), color=_GREY, linewidth=1.3, zorder=1
+                [row.chance] * 2, [y - 0.5, y + 0.5], linestyle=(0, (2, 1.5)), color=GREY, linewidth=1.3, zorder=1
             )
-        for value, marker in ((row.raw, _RAW), (row.truth, _TRUTH)):
+        for value, marker in ((row.raw, _RAW), (row.truth, {**_TRUTH, "color": ink()})):
             if value is not None and np.isfinite(value):
                 axis.scatter(value, y, zorder=4, clip_on=False, **marker)
                 drawn.append(value)
@@ -350,8 +365,8 @@ def _draw(axis: Any, rows: list[_Row], xlabel: str, *, bounded: bool, leakage: b
                     value,
                     at,
                     xerr=error,
-                    fmt="o",
-                    color=COLOURS[k],
+                    fmt=MARKERS[k // len(COLOURS)],
+                    color=COLOURS[k % len(COLOURS)],
                     markersize=6.5,
                     elinewidth=1.6,
                     zorder=3,
@@ -366,7 +381,7 @@ def _draw(axis: Any, rows: list[_Row], xlabel: str, *, bounded: bool, leakage: b
         axis.set_xlim(0, 1.08 * max(drawn) if max(drawn) > 0 else 1)
         axis.xaxis.set_major_locator(MaxNLocator(4))
     axis.set_ylim(len(rows) - 0.45, -0.55)
-    axis.set_yticks(range(len(rows)), [row.label for row in rows], fontsize=SMALL)
+    axis.set_yticks(range(len(rows)), [shortened(row.label, _LABEL) for row in rows], fontsize=SMALL)
     for label, row in zip(axis.get_yticklabels(), rows, strict=True):
         if not row.values:
             label.set_fontweight("bold")

@@ -2,16 +2,38 @@
 
 from __future__ import annotations
 
+import textwrap
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from skbegan.plotting._common import FONT, SMALL, check_images, check_labels, new_figure
+from skbegan.plotting._common import (
+    FONT,
+    LETTER,
+    SMALL,
+    check_images,
+    check_labels,
+    check_pixel_size,
+    clipped,
+    contrast,
+    ink,
+    new_figure,
+    round_length,
+    shortened,
+)
+
+_TARGET_ROWS = ("predicted", "measured", "batch-free")
+_SCALES = ("brightfield", "target", "difference")
+_BAR = 0.5  # of the image's width, the longest scale bar
 
 
 class CellImagesDisplay:
     """Rows of cells: brightfield, predicted, measured and, where it is known, batch-free target contrast.
+
+    All cells share one scale for their brightfields and one for the target contrast, each with a colour bar; the line
+    below the images says which share of the pixels lies beyond it.
 
     Parameters
     ----------
@@ -26,6 +48,12 @@ class CellImagesDisplay:
     ----------
     figure_ : matplotlib Figure
     axes_ : ndarray of shape (n_rows, n_cells) of matplotlib Axes
+    colorbar_ : matplotlib Colorbar
+        Of the target contrast.
+    colorbars_ : dict of str to matplotlib Colorbar
+        ``"brightfield"``, ``"target"`` and, where it is drawn, ``"difference"``.
+    limits_ : dict of str to (float, float)
+        The ends of those scales, which another display can be given.
 
     Examples
     --------
@@ -156,7 +184,16 @@ class CellImagesDisplay:
         )
 
     def plot(
-        self, *, figure: Any = None, cmap: str = "viridis", units: str | None = None, size: float = 1.25
+        self,
+        *,
+        figure: Any = None,
+        cmap: str = "viridis",
+        units: str | None = None,
+        bf_units: str | None = None,
+        size: float = 1.25,
+        pixel_size: float | None = None,
+        difference: bool = False,
+        limits: Mapping[str, tuple[float, float]] | None = None,
     ) -> CellImagesDisplay:
         """Draw the rows.
 
@@ -165,50 +202,154 @@ class CellImagesDisplay:
         figure : matplotlib Figure or SubFigure, default=None
         cmap : str, default="viridis"
             Of the target-contrast rows; they share one scale (0.5 to 99.5 % of the measured, else all their pixels).
-        units : str, default=None
-            Label of the colour bar, e.g. ``"phase (rad)"``.
+        units, bf_units : str, default=None
+            Of the target and of the brightfield, for the colour bars, e.g. ``"phase (rad)"``. None: the bar says that
+            the units are those of the images.
         size : float, default=1.25
             Of one image, in inches.
+        pixel_size : float, default=None
+            Side of a pixel in micrometres, in the object; draws a scale bar.
+        difference : bool, default=False
+            Draw a row with the predicted minus the measured images (minus the batch-free ones where none are measured).
+        limits : mapping of str to (float, float), default=None
+            Ends of the scales ``"brightfield"``, ``"target"`` and ``"difference"``, e.g. ``limits_`` of another
+            display; what is not named is found from the images.
 
         Returns
         -------
         self : CellImagesDisplay
-        """
-        brightfield = check_images(self.brightfield, "brightfield")
-        assert brightfield is not None
-        n = len(brightfield)
-        rows = [("predicted", self.predicted), ("measured", self.measured), ("batch-free", self.clean)]
-        contrast = [(title, a) for title, images in rows if (a := check_images(images, title, n)) is not None]
-        names = check_labels(self.labels, n, "labels")
-        reference = [a for title, a in contrast if title != "predicted"] or [a for _, a in contrast]
-        low, high = np.nanpercentile(np.concatenate([a.reshape(-1) for a in reference]), (0.5, 99.5))
-        if high <= low:
-            high = low + 1
 
-        n_rows = 1 + len(contrast)
+        Raises
+        ------
+        TypeError, ValueError
+            For images, labels, limits or a pixel size that cannot be drawn.
+        """
+        pixel_size = check_pixel_size(pixel_size)
+        rows = self._rows(difference)
+        shown = self._limits(rows, limits)
+        n, n_rows = len(rows[0][2]), len(rows)
+        names = check_labels(self.labels, n, "labels")
+        bars = {
+            "brightfield": ("gray", bf_units or "brightfield, as given"),
+            "target": (cmap, units or "in units of the target"),
+            "difference": ("RdBu_r", f"difference, {units or 'in units of the target'}"),
+        }
+        width = n * size * 1.04 + 1.15
+        caption = self._caption(rows, shown, int(width * 15))
         own = figure is None
-        figure = new_figure(
-            figure, (n * size * 1.04 + (1.0 if units else 0.75), n_rows * size + (0.45 if names is not None else 0.1))
+        points = SMALL if n > 4 else FONT
+        titles = [] if names is None else [shortened(name, max(int(size / (points * LETTER)), 4), 2) for name in names]
+        height = (
+            n_rows * size
+            + (0.1 + 0.2 * any(titles) + 0.15 * max((title.count("\n") + 1 for title in titles), default=0))
+            + 0.16 * (caption.count("\n") + 1)
         )
+        figure = new_figure(figure, (width, height + (0.25 if pixel_size else 0.0)))
         if own:
             figure.get_layout_engine().set(w_pad=0.02, h_pad=0.02, wspace=0, hspace=0)
         grid = figure.add_gridspec(n_rows, n + 1, width_ratios=[1.0] * n + [0.12])  # the last column is the colour bar
         axes = np.array([[figure.add_subplot(grid[row, k]) for k in range(n)] for row in range(n_rows)])
-        for column in range(n):
-            image = brightfield[column]
-            axes[0, column].imshow(image, cmap="gray", vmin=image.min(), vmax=max(image.max(), image.min() + 1e-12))
-            for row, (_, images) in enumerate(contrast, start=1):
-                drawn = axes[row, column].imshow(images[column], cmap=cmap, vmin=low, vmax=high)
-            if names is not None:
-                axes[0, column].set_title(str(names[column]), fontsize=SMALL if n > 4 else FONT)
+        self.colorbars_ = {}
+        for scale, (colours, label) in bars.items():
+            own_rows = [k for k, row in enumerate(rows) if row[1] == scale]
+            if not own_rows:
+                continue
+            low, high = shown[scale]
+            for row in own_rows:
+                for column in range(n):
+                    drawn = axes[row, column].imshow(rows[row][2][column], cmap=colours, vmin=low, vmax=high)
+            below, above = clipped(np.stack([rows[k][2] for k in own_rows]), low, high)
+            extend = {(False, False): "neither", (True, False): "min", (False, True): "max"}.get(
+                (below > 0, above > 0), "both"
+            )
+            cell = grid[own_rows[0] : own_rows[-1] + 1, n]
+            bar = figure.colorbar(drawn, cax=figure.add_subplot(cell), extend=extend)
+            bar.ax.tick_params(labelsize=SMALL)
+            bar.set_label("\n".join(textwrap.wrap(label, 18 * len(own_rows))), fontsize=SMALL)
+            self.colorbars_[scale] = bar
         for axis in axes.flat:
             axis.set(xticks=[], yticks=[])
             axis.spines[:].set_visible(False)
-        for row, title in enumerate(["brightfield", *(title for title, _ in contrast)]):
-            axes[row, 0].set_ylabel(title, fontsize=FONT)
-        bar = figure.colorbar(drawn, cax=figure.add_subplot(grid[1:, n]), extend="both")
-        bar.ax.tick_params(labelsize=SMALL)
-        if units:
-            bar.set_label(units, fontsize=FONT)
-        self.figure_, self.axes_, self.colorbar_ = figure, axes, bar
+        for row, (title, _, _) in enumerate(rows):
+            axes[row, 0].set_ylabel(title, fontsize=FONT if size >= 1.2 else SMALL)
+        for column in range(len(titles)):
+            axes[0, column].set_title(titles[column], fontsize=points)
+        if pixel_size is not None:
+            _scale_bar(axes[-1, 0], rows[-1][2].shape[2], pixel_size)
+        figure.supxlabel(caption, fontsize=SMALL, x=0.01, ha="left")
+        self.figure_, self.axes_, self.colorbar_, self.limits_ = figure, axes, self.colorbars_["target"], shown
         return self
+
+    def _rows(self, difference: bool) -> list[tuple[str, str, NDArray[Any]]]:
+        """Return (title, scale, images) of each row."""
+        brightfield = check_images(self.brightfield, "brightfield")
+        assert brightfield is not None
+        rows = [("brightfield", "brightfield", brightfield)]
+        for title, images in zip(_TARGET_ROWS, (self.predicted, self.measured, self.clean), strict=True):
+            array = check_images(images, title, len(brightfield))
+            if array is not None:
+                rows.append((title, "target", array))
+        if difference:
+            if len(rows) < 3:
+                raise ValueError("difference=True needs measured or batch-free images to compare the predicted with.")
+            predicted, reference = rows[1][2], rows[2][2]
+            if predicted.shape != reference.shape:
+                raise ValueError(
+                    f"predicted images of shape {predicted.shape} cannot be compared with {rows[2][0]} ones of shape "
+                    f"{reference.shape}."
+                )
+            rows.append(
+                (
+                    f"predicted -\n{rows[2][0]}",
+                    "difference",
+                    predicted.astype(np.float64) - reference.astype(np.float64),
+                )
+            )
+        return rows
+
+    @staticmethod
+    def _limits(
+        rows: list[tuple[str, str, NDArray[Any]]], limits: Mapping[str, tuple[float, float]] | None
+    ) -> dict[str, tuple[float, float]]:
+        """Return the ends of each scale."""
+        given = dict(limits or {})
+        if unknown := set(given) - set(_SCALES):
+            raise ValueError(f"limits may name {', '.join(_SCALES)}, got {sorted(map(str, unknown))}.")
+        found: dict[str, tuple[float, float]] = {}
+        for scale in dict.fromkeys(row[1] for row in rows):
+            images = [row for row in rows if row[1] == scale]
+            # The prediction is judged by the scale of what was measured.
+            reference = [row[2] for row in images if row[0] != "predicted"] or [row[2] for row in images]
+            low, high = given[scale] if scale in given else contrast(np.concatenate([a.ravel() for a in reference]))
+            if not (np.isfinite([low, high]).all() and low < high):
+                raise ValueError(f"limits[{scale!r}] must be two finite numbers, the smaller first, got {(low, high)}.")
+            if scale == "difference" and scale not in given:  # 0 in the middle, which is white
+                high = max(abs(low), abs(high))
+                low = -high
+            found[scale] = float(low), float(high)
+        return found
+
+    @staticmethod
+    def _caption(rows: list[tuple[str, str, NDArray[Any]]], limits: dict[str, tuple[float, float]], width: int) -> str:
+        """Say that there is one scale, and how many pixels lie beyond it."""
+        parts = []
+        for scale, (low, high) in limits.items():
+            pixels = np.concatenate([images.ravel() for _, of, images in rows if of == scale])
+            shares = clipped(pixels, low, high)
+            said = [f"{share:.2%} {side}" for share, side in zip(shares, ("below", "above"), strict=True) if share > 0]
+            parts.append(f"{scale} {low:.3g} to {high:.3g}, {' and '.join(said) + ' it' if said else 'none beyond it'}")
+        text = f"One scale for all cells (pixels beyond it are drawn as its ends): {'; '.join(parts)}."
+        return "\n".join(textwrap.wrap(text, max(width, 30)))
+
+
+def _scale_bar(axis: Any, width: int, pixel_size: float) -> None:
+    """Draw a bar of a round length under an image."""
+    from matplotlib.transforms import blended_transform_factory
+
+    length = round_length(_BAR * width * pixel_size)
+    place = blended_transform_factory(axis.transData, axis.transAxes)
+    axis.plot(
+        [-0.5, -0.5 + length / pixel_size], [-0.07] * 2, color=ink(), linewidth=2.5, solid_capstyle="butt",
+        transform=place, clip_on=False, scalex=False, scaley=False, gid="scale bar",
+    )  # fmt: skip
+    axis.text(-0.5, -0.12, f"{length:g} \N{MICRO SIGN}m", transform=place, fontsize=SMALL, va="top", ha="left")

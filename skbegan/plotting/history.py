@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from skbegan.plotting._common import COLOURS, FONT, SMALL, new_figure
+from skbegan.plotting._common import COLOURS, FONT, GREY, SMALL, new_figure, plain, style
 
 # Every loss of `history_`, by its exact name; a number at the end of a name, as in batch_adversary_2, does not count.
-# What is not listed is drawn as "other".
+# What is not listed is drawn as "other". Losses of one panel are of one kind, so that they share an axis.
 _PANEL_OF = {
     "image": "image",
     "adversarial": "adversarial",
@@ -19,20 +19,39 @@ _PANEL_OF = {
     "discriminator_fake": "adversarial",
     "batch": "batch",
     "batch_image": "batch",
-    "alignment": "batch",
-    "invariance": "batch",
-    "matching": "batch",
     "batch_adversary": "batch adversaries",
     "batch_adversary_image": "batch adversaries",
     "cell_type": "cell type",
     "cell_type_image": "cell type",
     "cell_type_classifier": "cell type",
     "cell_type_image_classifier": "cell type",
+    "alignment": "alignment",
+    "matching": "matching",
+    "invariance": "invariance",
+    "identity": "identity",
+    "descriptors": "descriptors",
     "activity": "features",
     "decorrelation": "features",
-    "correction": "features",
-    "active_features": "features",
+    "correction": "correction",
+    "active_features": "active features",
     "total": "total",
+}
+# What the losses of a panel are, and in which unit. Images and features are standardised in training.
+_QUANTITY = {
+    "image": "mean absolute error\n(scale of training)",
+    "adversarial": "binary\ncross-entropy (nats)",
+    "batch": "cross-entropy to the\nfool target (nats)",
+    "batch adversaries": "cross-entropy (nats)",
+    "cell type": "cross-entropy (nats)",
+    "alignment": "log(1 + distance\N{SUPERSCRIPT TWO})",
+    "matching": "squared MMD,\nrelative to the kernel",
+    "invariance": "relative squared\ndifference of views",
+    "identity": "cross-entropy (nats)",
+    "descriptors": "smooth L1 error\n(scale of training)",
+    "features": "penalty (no unit)",
+    "correction": "mean squared correction",
+    "active features": "share of the features",
+    "total": "weighted sum",
 }
 _PANELS = (*dict.fromkeys(_PANEL_OF.values()), "other")
 _DETAILS = ("total",)
@@ -42,6 +61,7 @@ _STAGES = {
     "profile_alignment": "stage 3: profile alignment",
 }
 _VALIDATION = "validation_"
+_COLUMNS = 4  # at most, else the text becomes small on a page
 
 
 def _panel(loss: str) -> str:
@@ -49,8 +69,23 @@ def _panel(loss: str) -> str:
     return _PANEL_OF.get(re.sub(r"_\d+$", "", loss.removeprefix(_VALIDATION)), "other")
 
 
+def _line(k: int) -> dict[str, Any]:
+    """Colour of the k-th line of a panel, with a marker beyond the palette."""
+    return {"color": COLOURS[k]} if k < len(COLOURS) else {**style(k), "markersize": 4}
+
+
+def _named(loss: str) -> str:
+    return plain(loss.replace("_", " "))
+
+
+def _rows(found: dict[str, Any], columns: int) -> list[list[tuple[str, Any]]]:
+    """Return the panels in rows of equal length, as far as they go."""
+    panels = list(found.items())
+    return [panels[k : k + columns] for k in range(0, len(panels), columns)]
+
+
 class HistoryDisplay:
-    """Losses of a fit: a row for each stage, a panel for each kind of loss; validation dashed.
+    """Losses of a fit: a block for each stage, a panel for each kind of loss; training solid, validation dashed.
 
     Stages 1 and 2 are drawn over their epochs; stage 3 has none, and is drawn over the parts that it is recorded in.
 
@@ -123,20 +158,24 @@ class HistoryDisplay:
         panels = {stage: found for stage, found in panels.items() if found}
         if not panels:
             raise ValueError("The history holds no losses.")
-        columns = max(len(found) for found in panels.values())
-        entries = [max(len(lines) for lines in found.values()) for found in panels.values()]
-        heights = [2.9 + 0.17 * n for n in entries]
-        figure = new_figure(figure, (max(2.6 * columns, 4.5), sum(heights)))
+        columns = min(_COLUMNS, max(len(found) for found in panels.values()))
+        blocks = {stage: _rows(found, columns) for stage, found in panels.items()}
+        heights = {
+            stage: [2.6 + 0.17 * max(len(lines) for _, lines in row) for row in rows] for stage, rows in blocks.items()
+        }
+        totals = [sum(each) + 0.3 for each in heights.values()]
+        figure = new_figure(figure, (max(3.0 * columns, 4.5), sum(totals)))
         drawn: dict[tuple[str, str], Any] = {}
-        rows = np.atleast_1d(figure.subfigures(len(panels), 1, hspace=0.04, height_ratios=heights))
-        for row, (stage, found) in zip(rows, panels.items(), strict=True):
-            row.suptitle(_STAGES.get(stage, stage), fontsize=FONT + 1, x=0.01, ha="left")
-            axes = row.subplots(1, columns, squeeze=False)[0]
-            for axis in axes[len(found) :]:
-                axis.set_axis_off()
-            for axis, (panel, lines) in zip(axes, found.items(), strict=False):
-                self._draw(axis, panel, lines, "epoch" if "epoch" in stages[stage] else "part of the stage")
-                drawn[stage, panel] = axis
+        parts = np.atleast_1d(figure.subfigures(len(panels), 1, hspace=0.04, height_ratios=totals))
+        for part, (stage, rows) in zip(parts, blocks.items(), strict=True):
+            part.suptitle(_STAGES.get(stage, plain(stage)), fontsize=FONT + 1, x=0.01, ha="left")
+            axes = part.subplots(len(rows), columns, squeeze=False, gridspec_kw={"height_ratios": heights[stage]})
+            for row, on_row in zip(rows, axes, strict=True):
+                for axis in on_row[len(row) :]:
+                    axis.set_axis_off()
+                for axis, (panel, lines) in zip(on_row, row, strict=False):
+                    self._draw(axis, panel, lines, "epoch" if "epoch" in stages[stage] else "part of the stage")
+                    drawn[stage, panel] = axis
         self.figure_, self.axes_ = figure, drawn
         return self
 
@@ -165,14 +204,12 @@ class HistoryDisplay:
         for name, (x, y) in lines.items():
             base, validation = name.removeprefix(_VALIDATION), name.startswith(_VALIDATION)
             known = np.isfinite(y)
-            few = int(known.sum()) == 1
             axis.plot(
                 x[known],  # a value that is not measured at every epoch still gives a line
                 y[known],
-                color=COLOURS[bases.index(base) % len(COLOURS)],
                 linestyle="--" if validation else "-",
                 linewidth=1.6,
-                marker="o" if few else None,
+                **_line(bases.index(base)) | ({"marker": "o"} if int(known.sum()) == 1 else {}),
             )
         every = np.concatenate([y[np.isfinite(y)] for _, y in lines.values()])
         if every.min() > 0 and every.max() > 20 * every.min():
@@ -182,19 +219,21 @@ class HistoryDisplay:
             axis.yaxis.set_minor_formatter(NullFormatter())
         else:
             axis.ticklabel_format(axis="y", useOffset=False)
-        axis.set_title(panel, fontsize=FONT)
+        axis.set_title(_named(bases[0]) if len(bases) == 1 else panel, fontsize=FONT)
+        axis.set_ylabel(_QUANTITY.get(panel, "value"), fontsize=SMALL)
         axis.set_xlabel(xlabel, fontsize=SMALL)
         axis.xaxis.set_major_locator(MaxNLocator(5, integer=True))
         axis.tick_params(labelsize=SMALL)
         axis.spines[["top", "right"]].set_visible(False)
         axis.grid(alpha=0.25)
-        colours = [COLOURS[k % len(COLOURS)] for k in range(len(bases))]
+        trained = [base in lines for base in bases]
         handles = [
-            Line2D([], [], color=c, linewidth=1.6, label=b.replace("_", " "))
-            for c, b in zip(colours, bases, strict=True)
+            Line2D([], [], **_line(k), linewidth=1.6, linestyle="-" if solid else "--", label=_named(base))
+            for k, (base, solid) in enumerate(zip(bases, trained, strict=True))
         ]
         if any(name.startswith(_VALIDATION) for name in lines):
-            handles.append(Line2D([], [], color="0.4", linewidth=1.6, linestyle="--", label="validation"))
+            both: dict[str, Any] = {"training": "-", "validation": "--"} if any(trained) else {"validation": "--"}
+            handles += [Line2D([], [], color=GREY, linewidth=1.6, linestyle=s, label=name) for name, s in both.items()]
         below = axis.transAxes + ScaledTranslation(0, -32 / 72, axis.get_figure(root=True).dpi_scale_trans)
         axis.legend(
             handles=handles,
