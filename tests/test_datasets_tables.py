@@ -72,7 +72,7 @@ def test_single_images_of_16_bits(tmp_path, pixels, kind):
     assert dict(found["sizes"]) == {(SIDE, SIDE): N} and dict(found["axes"]) == {"YX": N}
     assert "uint16" in str(data.report) and found["range"] == [(float(pixels.min()), float(pixels.max()))]
     assert ("big-endian" in str(data.report)) == (kind in ("big-endian", "packed", "npy, big-endian"))
-    eager = load(frame(names), tmp_path, lazy=False)
+    eager = load(frame(names), tmp_path, lazy=False, verbose=1)
     assert type(eager.bf) is np.ndarray
     np.testing.assert_array_equal(eager.bf, pixels)
 
