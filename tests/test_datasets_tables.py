@@ -72,7 +72,7 @@ def test_single_images_of_16_bits(tmp_path, pixels, kind):
     assert dict(found["sizes"]) == {(SIDE, SIDE): N} and dict(found["axes"]) == {"YX": N}
     assert "uint16" in str(data.report) and found["range"] == [(float(pixels.min()), float(pixels.max()))]
     assert ("big-endian" in str(data.report)) == (kind in ("big-endian", "packed", "npy, big-endian"))
-    eager = load(frame(names), tmp_path, lazy=False)
+    eager = load(frame(names), tmp_path, lazy=False, verbose=1)
     assert type(eager.bf) is np.ndarray
     np.testing.assert_array_equal(eager.bf, pixels)
 
@@ -503,6 +503,7 @@ def test_a_fit_reads_rows_and_gives_what_arrays_give(stored, monkeypatch, tmp_pa
     with monkeypatch.context() as patched:
         patched.setattr(LazyRows, "__getitem__", counting)
         patched.setattr(LazyRows, "__array__", no_whole)
+        patched.setattr("skbegan.core.content.SIGN_CELLS", 200)  # 2048 are more than there are
         model = BeGANTransformer(**TINY, checkpoint_dir=tmp_path / "kept", memory=tmp_path / "memory")
         model.fit(lazy.bf, lazy.qpi, lazy.batch, lazy.cell_type)
         features, images = model.transform(lazy.bf), model.predict_image(lazy.bf)

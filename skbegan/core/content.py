@@ -19,6 +19,7 @@ from skbegan.data.style import BatchStyles
 HEAD = "descriptor_head"
 HEAD_LEARNING_RATE = 3e-3
 CHUNK = 256
+SIGN_CELLS = 2048  # that tell whether cells are bright or dark, at most; held at once
 
 
 class DescriptorLoss:
@@ -42,7 +43,7 @@ class DescriptorLoss:
         descriptors = engine.place(Descriptors(cells.out_channels))
         parts = in_order(len(cells), CHUNK)
         with torch.no_grad():
-            first = cells.take(next(iter(in_order(len(cells), 2048))))
+            first = cells.take(next(iter(in_order(len(cells), SIGN_CELLS))))
             sign = signs_of(styles.canonical_target(first))
             descriptors.sign.copy_(sign)
             raw = torch.cat([descriptors.raw(styles.canonical_target(cells.take(part))) for part in parts])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from os import PathLike
 from pathlib import Path, PureWindowsPath
 from typing import TYPE_CHECKING, Any, Literal
@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from skbegan._lazy import ROWS_AT_ONCE
+from skbegan._progress import Progress
 from skbegan.datasets._image_files import Header, Layout, layout_of, needs, open_images
 from skbegan.datasets._table_images import Column, TableImages
 from skbegan.datasets._table_report import TableReport, count_cells, verdict_of
@@ -109,7 +111,7 @@ def load_cell_table(
         What to do about rows whose files are not there or not named: an error, or leave them out and name the files in
         the report.
     verbose : int, default=0
-        Above 0, show progress bars.
+        Above 0, show progress.
 
     Returns
     -------
@@ -288,16 +290,14 @@ def _absent(absent: Sequence[str], n_rows: int, base: Path) -> str:
 
 def _headers(places: Sequence[_Place], verbose: int) -> dict[_Place, Header]:
     """Read the header of each file once."""
-    different: Iterable[_Place] = dict.fromkeys(places)
-    if verbose > 0:
-        from tqdm import tqdm
-
-        different = tqdm(different, desc="reading headers", unit="file")
+    different = dict.fromkeys(places)
     headers: dict[_Place, Header] = {}
     same: dict[Header, Header] = {}
-    for place in different:
-        with open_images(Path(place[0]), place[1]) as images:
-            headers[place] = same.setdefault(images.header, images.header)  # most are alike
+    with Progress("reading headers", len(different), unit="file", verbose=verbose) as bar:
+        for place in different:
+            with open_images(Path(place[0]), place[1]) as images:
+                headers[place] = same.setdefault(images.header, images.header)  # most are alike
+            bar.update()
     return headers
 
 
@@ -469,12 +469,10 @@ def _duplicates(columns: Sequence[Column]) -> list[int]:
 def _all(images: TableImages, name: str, verbose: int) -> NDArray[np.float32]:
     """Read all images, a part at a time."""
     out = np.empty(images.shape, images.dtype)
-    starts: Iterable[int] = range(0, len(images), 256)
-    if verbose > 0:
-        from tqdm import tqdm
-
-        starts = tqdm(starts, desc=f"reading {name}", unit="256 cells")
-    for start in starts:
-        out[start : start + 256] = images[start : start + 256]
+    with Progress(f"reading {name}", len(images), unit="cell", verbose=verbose) as bar:
+        for start in range(0, len(images), ROWS_AT_ONCE):
+            part = images[start : start + ROWS_AT_ONCE]
+            out[start : start + len(part)] = part
+            bar.update(len(part))
     images.close()
     return out
