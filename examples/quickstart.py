@@ -35,7 +35,6 @@ from skbegan.plotting import CellImagesDisplay, compare_features
 
 SEED = 2
 EPOCHS = {"pretrain_epochs": 20, "removal_epochs": 40}
-LEARNING_RATE = 5e-4  # of stage 1; the default of 2e-4 is meant for more cells or epochs than these
 
 # What the published stage 2 does otherwise; stage 1 is shared.
 PUBLISHED_STAGE_2 = {
@@ -103,7 +102,6 @@ def main() -> None:
             **EPOCHS,
             "base_width": 8,
             "n_features": 64,
-            "learning_rate": LEARNING_RATE,
             "memory": cache,
             "random_state": SEED,
             "verbose": 1,
