@@ -333,9 +333,6 @@ class ProfileAlignment(Parameters):
         Width of the network.
     views : int, default=8
         Orientations of each cell that it is fitted on (with ``augment=True``).
-    style_share : float, default=0.0
-        Share of the cells that all orientations but the first are seen in the style of another batch or in an unseen
-        one in, see :class:`OnlineRemoval`.
     kernel_widths : tuple of float, default=(0.1, 0.3, 1.0, 3.0)
         Of the Gaussian kernels of the MMD: of the squared distance, in units of its median within the type.
     ridge : float, default=0.1
@@ -367,7 +364,6 @@ class ProfileAlignment(Parameters):
     steps: int = parameter(900, Count(0))
     hidden: int = parameter(128, Count(1))
     views: int = parameter(8, Count(1))
-    style_share: float = parameter(0.0, SHARE)
     kernel_widths: tuple[float, ...] = parameter((0.1, 0.3, 1.0, 3.0), Numbers())
     ridge: float = parameter(0.1, RATE)
     matching_shares: tuple[float, ...] = parameter((1.0, 0.25, 0.05), Numbers())

@@ -14,14 +14,13 @@ Both see one cell at a time and neither its batch nor its type, so they serve ce
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from skbegan._progress import Progress
-from skbegan.config import Config, OnlineRemoval, ProfileAlignment
+from skbegan.config import Config, ProfileAlignment
 from skbegan.core.descriptors import Descriptors, signs_of
 from skbegan.core.engine import Engine, Event
 from skbegan.core.erasure import fit_erasure
@@ -45,7 +44,6 @@ from skbegan.core.networks import (
 from skbegan.core.plans.pretraining import Start
 from skbegan.data.cells import Cells, Minibatch, symmetry
 from skbegan.data.sampler import n_minibatches
-from skbegan.data.style import BatchStyles
 from skbegan.design import Design
 
 CELLS_PER_STEP = 2048
@@ -224,16 +222,11 @@ class ProfilePlan:
         Training cells.
     engine : Engine
         With the stream ``"classifiers"``.
-    styles : BatchStyles, optional
-        That some cells are seen in.
     """
 
     name = "profile_alignment"
 
-    def __init__(
-        self, config: Config, generator: Generator, cells: Cells, engine: Engine, styles: BatchStyles | None = None
-    ) -> None:
-        self.styles = styles
+    def __init__(self, config: Config, generator: Generator, cells: Cells, engine: Engine) -> None:
         self.config, self.generator, self.cells, self.engine = config, generator.eval(), cells, engine
         self.rng = engine.rngs["classifiers"]
         self.events: list[Event] = []
@@ -387,12 +380,6 @@ class ProfilePlan:
     def _encode(self, part: Minibatch) -> Tensor:
         return self.generator.content_of(part.source)
 
-    def _other_view(self, cells: Minibatch) -> Minibatch:
-        """Return cells turned, a share of them in the style of another batch or in an unseen one."""
-        if self.styles is not None:
-            cells = replace(cells, source=self.styles.source(cells, self.config.profile.style_share))
-        return symmetry(cells, self.rng)
-
     def _read(
         self, chosen: Tensor, read: Callable[[Minibatch], Tensor], turned: bool = False, of: Cells | None = None
     ) -> Tensor:
@@ -401,7 +388,7 @@ class ProfilePlan:
         with torch.no_grad(), self.engine.autocast():
             for start in range(0, len(chosen), self.chunk):
                 minibatch = cells.take(chosen[start : start + self.chunk])
-                parts.append(read(self._other_view(minibatch) if turned else minibatch).float())
+                parts.append(read(symmetry(minibatch, self.rng) if turned else minibatch).float())
                 if self.bar is not None:
                     self.bar.update()
         return torch.cat(parts)
@@ -434,20 +421,11 @@ def build(config: Config, cells: Cells, design: Design | None, engine: Engine, s
     cells : Cells
         Training cells.
     design : Design or None
-        Of the training cells; without it cells are seen in their own style alone.
+        Not used: groups are those of the cells that are drawn.
     engine : Engine
         With the stream ``"classifiers"``.
     start : Start
         The finished generator, with its population statistics.
     """
     generator = generator_of(without_outputs(start.generator), engine.device, engine.dtype)
-    method, styles = config.removal.method, None
-    if config.profile.style_share > 0 and design is not None and isinstance(method, OnlineRemoval):
-        styles = BatchStyles(
-            cells,
-            design,
-            engine.rngs["classifiers"],
-            unseen_share=method.unseen_style_share,
-            unseen_spread=method.unseen_style_spread,
-        )
-    return ProfilePlan(config, generator, cells, engine, styles)
+    return ProfilePlan(config, generator, cells, engine)
