@@ -81,8 +81,9 @@ class BeGANTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ModelE
         Stage 3, which makes the profile from the finished generator; not after PublishedRemoval.
     learning_rate : float, default=1e-3
         Of the generator in stage 1 (Adam, as all others).
-    discriminator_learning_rate, classifier_learning_rate : float, default=1e-4, 1e-3
-        The latter of the cell-type classifiers, and of the image classifiers of PublishedRemoval.
+    discriminator_learning_rate : float, default=1e-4
+    classifier_learning_rate : float, default=1e-3
+        Of the cell-type classifiers, and of the image classifiers of PublishedRemoval.
     minibatch_size : int, default=64
         Cells per optimisation step.
     steps_per_epoch : int, default=None
@@ -113,7 +114,7 @@ class BeGANTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ModelE
         have it and, for `base_width` 32 and up, on CPUs with units for it; float32 elsewhere. Name one for the same
         numbers on every machine.
     compile : bool, default=False
-        Compile the generator and the discriminator with ``torch.compile``; falls back with a warning where that fails.
+        Compile generator and discriminator with ``torch.compile``; falls back with a warning where that fails.
     memory : str, path, joblib.Memory or None, default=None
         Cache of stage 1, keyed by the data and the parameters that it depends on: a search over stage-2 parameters then
         pretrains once per fold. Needs an integer `random_state` to hit. A stage that was stopped early is not kept.
@@ -140,7 +141,6 @@ class BeGANTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ModelE
     image_shape_, target_shape_ : tuple of int
         Shape of one brightfield and of one target image, as given to fit.
     n_features_out_ : int
-        Length of the profile.
     history_ : dict
         ``"pretraining"``, ``"batch_removal"``: dict of loss name to its value in each epoch, validation losses under
         ``"validation_..."``; ``"profile_alignment"``: losses of stage 3, means over ten parts of it; ``"events"``: list

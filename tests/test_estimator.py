@@ -94,7 +94,8 @@ def test_transform_depends_on_the_cell_alone(fitted, cells):
     np.testing.assert_array_equal(fitted.transform(cells.bf[order]), features[order])
     np.testing.assert_array_equal(fitted.predict_image(cells.bf[order]), images[order])
     for subset in (slice(0, 1), slice(7, 40), [89, 3]):
-        np.testing.assert_allclose(fitted.transform(cells.bf[subset]), features[subset], rtol=1e-6, atol=1e-7)
+        # Descriptors are ratios and logarithms, which carry the rounding of images further.
+        np.testing.assert_allclose(fitted.transform(cells.bf[subset]), features[subset], rtol=1e-4, atol=1e-4)
         np.testing.assert_allclose(fitted.predict_image(cells.bf[subset]), images[subset], rtol=1e-5, atol=1e-6)
     np.testing.assert_array_equal(fitted.transform(cells.bf), features)
 
@@ -106,8 +107,11 @@ def test_minibatch_inference_depends_on_the_neighbours_as_in_the_original(fitted
     assert not np.allclose(model.transform(cells.bf[:30][::-1][:15]), features[:30][::-1][:15])
 
 
-def test_transform_runs_the_encoder_only(fitted, cells, monkeypatch):
+def test_transform_of_a_profile_without_descriptors_runs_the_encoder_only(cells, monkeypatch):
     from skbegan.core.networks import Generator
+
+    est = BeGANTransformer(**(TINY | {"profile": ProfileAlignment(descriptor_share=0)}))
+    fitted = est.fit(cells.bf, cells.qpi, cells.batch, cells.cell_type)
 
     def refuse(*args: Any, **kwargs: Any) -> None:
         raise AssertionError("the decoder ran")
@@ -123,7 +127,7 @@ def test_large_sets_are_inferred_in_chunks(fitted, cells, monkeypatch):
 
     features = fitted.transform(cells.bf)
     monkeypatch.setattr(inference, "chunk_size", lambda side: 7)
-    np.testing.assert_allclose(fitted.transform(cells.bf), features, rtol=1e-6, atol=1e-7)
+    np.testing.assert_allclose(fitted.transform(cells.bf), features, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("removal", [OnlineRemoval(warmup_epochs=1), PublishedRemoval()], ids=["online", "published"])
