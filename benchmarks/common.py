@@ -69,61 +69,47 @@ def number(value: float) -> str:
 
 @dataclass(frozen=True)
 class Goal:
-    """A figure and its limit, one of each per seed; a figure that was not measured (None) meets no goal.
+    """A figure and its limit; a figure that was not measured (None) meets no goal.
 
     Attributes
     ----------
     what : str
-    value : float, sequence of float, or None
+    value : float or None
     sign : {"<=", "<", ">=", ">"}
-    limit : float or sequence of float
+    limit : float
     """
 
     what: str
-    value: Any
+    value: float | None
     sign: str
-    limit: Any
+    limit: float
 
     @property
-    def slack(self) -> np.ndarray:
-        """How much better than asked for; negative is missed, NaN was not measured."""
-        value = np.atleast_1d(np.asarray(np.nan if self.value is None else self.value, dtype=float))
-        found: np.ndarray = (value - np.asarray(self.limit)) * (1 if self.sign[0] == ">" else -1)
-        return found
-
-    @property
-    def reached(self) -> np.ndarray:
-        """Whether it is met, for each seed."""
-        found: np.ndarray = self.slack >= -1e-12 if self.sign.endswith("=") else self.slack > 0
-        return found
+    def missed(self) -> float:
+        """By how much it is missed; negative is better than asked for, NaN was not measured."""
+        return np.nan if self.value is None else (self.limit - self.value) * (1 if self.sign[0] == ">" else -1)
 
     @property
     def met(self) -> bool:
-        return bool(self.reached.all())
+        return bool(self.missed <= 1e-12 if self.sign.endswith("=") else self.missed < 0)
 
     def __str__(self) -> str:
-        if np.isnan(self.slack).any():
+        if self.value is None:
             return f"-       {self.what}: not measured"
-        text = f"{self.what}: {number(np.mean(self.value))}, wanted {self.sign} {number(np.mean(self.limit))}"
-        if self.met:
-            return f"met     {text}"
-        seeds = f" in {(~self.reached).sum()} of {len(self.slack)}" if len(self.slack) > 1 else ""
-        return f"MISSED  {text}, missed by up to {number(max(-self.slack.min(), 0.0))}{seeds}"
+        text = f"{self.what}: {number(self.value)}, wanted {self.sign} {number(self.limit)}"
+        return f"met     {text}" if self.met else f"MISSED  {text}, missed by {number(abs(self.missed))}"
 
     def record(self) -> dict[str, Any]:
         """Return what results.json keeps."""
-        values = {name: np.asarray(getattr(self, name)).tolist() for name in ("value", "limit")}
-        return {"goal": self.what, "sign": self.sign, **values, "met": self.met}
+        return {"goal": self.what, "sign": self.sign, "value": self.value, "limit": self.limit, "met": self.met}
 
 
 def goals_text(goals: Sequence[Goal]) -> str:
     """Write goals, those that were missed first."""
     if not goals:
         return "No goal could be checked: what it is held against was not run."
-    missed = [goal for goal in goals if not goal.met]
-    heading = f"Goals met{' in every seed' if any(len(g.slack) > 1 for g in goals) else ''}: "
-    lines = [f"{heading}{len(goals) - len(missed)} of {len(goals)}", *map(str, missed)]
-    return "\n".join([*lines, *(str(goal) for goal in goals if goal.met)])
+    ordered = sorted(goals, key=lambda goal: goal.met)
+    return "\n".join([f"Goals met: {sum(goal.met for goal in goals)} of {len(goals)}", *map(str, ordered)])
 
 
 # Results --------------------------------------------------------------------------------------------------------------

@@ -141,6 +141,13 @@ def test_images_without_a_cell_give_nan_and_no_warning(side, recwarn):
     assert not list(recwarn)
 
 
+def test_an_outline_that_closes_around_the_whole_image_is_no_cell(recwarn):
+    frame = np.ones((16, 16))
+    frame[3:-3, 3:-3] = 0.0
+    assert cell_measurements([frame]).isna().all(axis=None)
+    assert not recwarn.list
+
+
 def test_own_masks():
     image = ellipse(20, 10)
     mask = ellipse(12, 6) > 0

@@ -3,6 +3,9 @@
     python benchmarks/quality/batch_removal.py                                   # simulated cells, 3 seeds
     python benchmarks/quality/batch_removal.py --jurkat ROOT --unseen --jobs 2   # real cells too, and unseen batches
     python benchmarks/quality/batch_removal.py --wbc FILE --no-simulated         # real cells from real sites
+    python benchmarks/quality/batch_removal.py --jurkat ROOT --wbc FILE --unseen --methods stage1 default ceiling
+                                                                                 # the goals alone
+    python benchmarks/quality/batch_removal.py --curve 0.25 0.5 1 2              # against images seen
     python benchmarks/quality/batch_removal.py --quick                           # does it run? The figures mean nothing
 
 Needs the extra: pip install "skbegan[benchmarks]". Every job (a seed of a data set) leaves its results in OUT/runs as
@@ -50,6 +53,15 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
             add(f"--{data.name}", type=Path, metavar="PATH", help=data.help)
     add("--no-simulated", action="store_true", help="only the real cells")
     add("--unseen", action="store_true", help="also leave batches out of training (two fits each)")
+    add("--batch-kinds", choices=["site", "instrument"], default="site", help="of simulated cells (default: site)")
+    add(
+        "--curve",
+        type=float,
+        nargs="+",
+        default=[],
+        metavar="X",
+        help="stage 1 and default at X times the epochs, only",
+    )
     add("--methods", nargs="+", choices=list(METHODS), metavar="NAME", help=", ".join(METHODS))
     sizes = parser.add_argument_group("sizes, the same for all models")
     common.add_sizes(sizes, CELLS | SIZES)
@@ -94,8 +106,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def plan(args: argparse.Namespace) -> tuple[dict[str, Any], list[str], dict[str, str], list[Job]]:
     """Turn options into settings, methods (and why some are skipped) and jobs, and refuse what would fail later."""
-    if not is_installed("matplotlib"):
-        raise ImportError('the picture needs matplotlib: pip install "skbegan[benchmarks]"')
+    for needed, package in (("the picture", "matplotlib"), ("the measurement of cells", "skimage")):
+        if not is_installed(package):
+            raise ImportError(f'{needed} needs {package}: pip install "skbegan[benchmarks]"')
     if args.jobs < 1:
         raise ValueError(f"--jobs must be at least 1, got {args.jobs}")
     data = chosen_data(args)
@@ -103,15 +116,20 @@ def plan(args: argparse.Namespace) -> tuple[dict[str, Any], list[str], dict[str,
         raise ValueError("--no-simulated leaves no cells: give the path of real ones")
     for cells in data:
         cells.check()
+    if any(not 0 < part < np.inf for part in args.curve):
+        raise ValueError(f"--curve takes multiples of the epochs, above 0; got {args.curve}")
     settings = {
         "sizes": common.sizes(args, SIZES, QUICK_SIZES),
         "model": dict(map(read_parameter, args.set)),
         "published": {"classifier_epochs": 1 if args.quick else 20} | dict(map(read_parameter, args.set_published)),
+        "n_permutations": 5 if args.quick else 100,
         "device": args.device,
         "memory": str(args.memory or args.out / "cache"),
     }
     jobs = [Job(cells, seed) for cells in data for seed in dict.fromkeys(args.seeds)]
-    if args.unseen:
+    if args.curve:
+        jobs = [Job(job.data, job.seed, part=part) for job in jobs for part in dict.fromkeys(args.curve)]
+    elif args.unseen:
         jobs += [Job(job.data, job.seed, turn) for job in jobs for turn in job.data.turns(job.seed)]
     methods, skipped = choose_methods(args.methods)
     return settings, methods, skipped, jobs
@@ -120,7 +138,8 @@ def plan(args: argparse.Namespace) -> tuple[dict[str, Any], list[str], dict[str,
 def chosen_data(args: argparse.Namespace) -> list[DataSet]:
     sizes = common.sizes(args, CELLS, QUICK_CELLS)
     side = sizes["image_size"]
-    found: list[DataSet] = [] if args.no_simulated else [Simulated(**sizes, **(QUICK_DESIGN if args.quick else {}))]
+    simulated = Simulated(**sizes, **(QUICK_DESIGN if args.quick else {}), batch_kinds=args.batch_kinds)
+    found: list[DataSet] = [] if args.no_simulated else [simulated]
     for name, data in DATA_SETS.items():
         if path := getattr(args, name, None):
             found.append(data(side, str(path), QUICK_PER_GROUP if args.quick else None))
@@ -155,7 +174,7 @@ def digest(job: Job, methods: list[str], settings: dict[str, Any]) -> str:
     """Name what a job's result depends on: settings, methods and code."""
     depends = {name: value for name, value in settings.items() if name != "memory"}
     text = json.dumps([described(job), methods, depends], sort_keys=True, default=str).encode()
-    code = [Path(__file__).with_name(f"{name}.py") for name in ("data_sets", "methods", "rivals")]
+    code = [Path(__file__).with_name(f"{name}.py") for name in ("data_sets", "figures", "methods", "rivals")]
     code += sorted(Path(skbegan.__file__).parent.rglob("*.py"))
     return hashlib.blake2b(text + b"".join(file.read_bytes() for file in code), digest_size=8).hexdigest()
 
@@ -186,11 +205,13 @@ def write(results: dict[str, Any], out: Path) -> None:
     for run in (run for run in results["runs"] if "features" in run and run["data"] not in panels):
         with np.load(run_file(out, run["job"], ".npz")) as file:
             panels[run["data"]] = dict(file)
-    results["goals"] = {data: [goal.record() for goal in report.goals(results["runs"], data)] for data in panels}
+    every = list(dict.fromkeys(run["data"] for run in results["runs"]))
+    results["goals"] = {data: [line.record() for line in report.goals(results["runs"], data)] for data in panels}
     made = ", ".join(f"{name} {version}" for name, version in results["made_with"].items())
-    settings = json.dumps({name: results["settings"][name] for name in ("sizes", "model", "published")})
-    texts = [*(report.section(results, data) for data in panels), report.EXPLANATION]
-    picture.draw(results, panels, out / "batch_removal.png")
+    settings = json.dumps({k: v for k, v in results["settings"].items() if k not in ("device", "memory")})
+    texts = [*(report.section(results, data) for data in every), report.EXPLANATION]
+    if panels:
+        picture.draw(results, panels, out / "batch_removal.png")
     common.write(out, "\n\n".join([*texts, f"Settings: `{settings}`. Made with {made}."]), results)
 
 

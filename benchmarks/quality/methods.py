@@ -17,21 +17,11 @@ import numpy as np
 import torch
 from quality import rivals
 from quality.data_sets import Array, Cells, DataSet
+from quality.figures import Audit
 from quality.rivals import RIVALS, Pair, principal_components
 from threadpoolctl import threadpool_limits
 
 from skbegan import PUBLISHED, BeGANTransformer
-from skbegan.metrics import (
-    active_features,
-    batch_leakage,
-    cell_type_accuracy,
-    cross_batch_accuracy,
-    cross_batch_gap,
-    image_error,
-    image_leakage,
-)
-
-PROBES = {"linear": "linear", "mlp": "mlp", "15nn": "knn"}
 
 # Every row of the tables: key, label. Those that are rivals come with their libraries from rivals.py.
 METHODS = {
@@ -43,7 +33,7 @@ METHODS = {
     **{key: rival.label for key, rival in RIVALS.items()},
     "published": "published stage 2",
     "default": "default",
-    "default-fifth": "default, in a fifth of the images",
+    "measured": "measured target, PCA",  # in place of the ceiling, where there is no truth
     "ceiling": "batch-free truth, PCA (ceiling)",
 }
 IMAGE_METHODS = {
@@ -55,40 +45,46 @@ IMAGE_METHODS = {
     "contrast": "stage 1, background and contrast",
     "published": "published stage 2",
     "default": "default",
-    "default-fifth": "default, in a fifth of the images",
     "ceiling": "batch-free truth (ceiling)",
 }
-MODELS = ("stage1", "stage1-longer", "published", "default", "default-fifth")
+MODELS = ("stage1", "stage1-longer", "published", "default")
+GOAL_METHODS = ("stage1", "default", "measured", "ceiling")  # with all that the table of goals needs
+TRUTH_COMPONENTS = 30
 USES_STAGE_1 = {"stage1", "background", "contrast", *RIVALS}
 
 
 @dataclass(frozen=True)
 class Job:
-    """One seed of one data set; `turn` leaves a batch out of the training, by number, and audits its cells alone."""
+    """One seed of one data set.
+
+    `turn` leaves a batch out of the training, by number, and audits its cells alone. `part` of the epochs: a point of
+    the curve.
+    """
 
     data: DataSet
     seed: int
     turn: int | None = None
+    part: float | None = None
 
     def __str__(self) -> str:
-        return f"{self.data.name}-seed{self.seed}" + ("" if self.turn is None else f"-unseen{self.turn}")
+        turn, part = "" if self.turn is None else f"-unseen{self.turn}", "" if self.part is None else f"-x{self.part:g}"
+        return f"{self.data.name}-seed{self.seed}{turn}{part}"
 
 
 # Models ---------------------------------------------------------------------------------------------------------------
 
 
-def build(name: str, seed: int, settings: Mapping[str, Any]) -> BeGANTransformer:
+def build(name: str, seed: int, settings: Mapping[str, Any], part: float | None = None) -> BeGANTransformer:
     """Return a model, unfitted: all have the same sizes, and see as many images unless their label says otherwise."""
     parameters = dict(settings["sizes"])
+    if part is not None:
+        parameters |= {name: max(1, round(part * parameters[name])) for name in ("pretrain_epochs", "removal_epochs")}
     if name == "published":
         parameters = {**PUBLISHED, **parameters}
     if name == "stage1-longer":
         parameters["pretrain_epochs"] += parameters["removal_epochs"]
     if name.startswith("stage1"):
         parameters["removal_epochs"] = 0
-    if name == "default-fifth":
-        for stage in ("pretrain_epochs", "removal_epochs"):
-            parameters[stage] = max(1, parameters[stage] // 5)
     model = BeGANTransformer(**parameters, memory=settings["memory"], device=settings["device"], random_state=seed)
     return model.set_params(**settings["published" if name == "published" else "model"])
 
@@ -96,13 +92,14 @@ def build(name: str, seed: int, settings: Mapping[str, Any]) -> BeGANTransformer
 def fit(name: str, train: Cells, job: Job, settings: Mapping[str, Any]) -> tuple[BeGANTransformer, dict[str, Any]]:
     """Fit a model and return it with what is to be known of the training."""
     start = time.perf_counter()
-    model = build(name, job.seed, settings)
+    model = build(name, job.seed, settings, job.part)
     model.fit(train.bf, train.qpi, batch=train.batch, cell_type=train.cell_type)
     seconds = time.perf_counter() - start
     epochs = {stage: len(model.history_.get(stage, {}).get("epoch", [])) for stage in ("pretraining", "batch_removal")}
     seen = round(len(train) * (1 - model.validation_fraction)) * sum(epochs.values())
     print(f"{job}: {name} trained in {seconds:.0f} s", flush=True)
-    return model, {"seconds": seconds, "epochs": epochs, "images_seen": seen, "events": model.history_["events"]}
+    found = {"seconds": seconds, "epochs": epochs, "images_seen": seen, "per_cell": seen / len(train)}
+    return model, found | {"events": model.history_["events"]}
 
 
 @contextmanager
@@ -117,78 +114,6 @@ def one_thread() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-# Figures --------------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Audit:
-    """Fresh probes that learn from the training cells and are scored on the audit cells."""
-
-    train: Cells
-    audit: Cells
-    seed: int
-    balanced: bool = False
-
-    def features(self, features: Pair) -> dict[str, float]:
-        """Return what probes read from features."""
-        joined, batch, cell_type, options = self._for_probes(features)
-        found = self._types(joined)
-        for name, kind in PROBES.items():
-            found[f"leakage_{name}"] = batch_leakage(joined, batch, cell_type, probe=kind, **options)
-        found["gap"] = cross_batch_gap(joined, batch, cell_type, **options)
-        return {name: float(value) for name, value in found.items()}
-
-    def images(self, images: Pair) -> dict[str, float]:
-        """Return how true images are, and what probes read from their principal components."""
-        found: dict[str, Any] = fidelity(images[1], self.audit)
-        joined, batch, cell_type, options = self._for_probes(images)
-        for name, kind in PROBES.items():
-            found[f"leakage_{name}"] = image_leakage(joined, batch, cell_type, probe=kind, **options)
-        found |= self._types(np.concatenate(principal_components(*images, self.seed)))
-        return {name: float(value) for name, value in found.items()}
-
-    def new_batch(self, features: Pair) -> float:
-        """Return the accuracy of the cell type for audit cells of a batch that probes have not seen."""
-        joined, batch, cell_type, options = self._for_probes(features)
-        return self._share(cross_batch_accuracy(joined, batch, cell_type, return_details=True, **options))
-
-    def _types(self, joined: Array) -> dict[str, Any]:
-        _, batch, cell_type, options = self._for_probes((joined, joined[:0]))
-        within = cell_type_accuracy(joined, cell_type, return_details=True, **options)
-        across = cross_batch_accuracy(joined, batch, cell_type, return_details=True, **options)
-        return {"cell_type": self._share(within), "cross_batch": self._share(across)}
-
-    def _share(self, found: Any) -> float:
-        return float(found.balanced if self.balanced else found.score)
-
-    def _for_probes(self, values: Pair) -> tuple[Array, Array, Array, dict[str, Any]]:
-        batch = np.concatenate([self.train.batch, self.audit.batch])
-        cell_type = np.concatenate([self.train.cell_type, self.audit.cell_type])
-        options = {"probe_train": np.arange(len(batch)) < len(self.train), "random_state": self.seed}
-        return np.concatenate(values), batch, cell_type, options
-
-
-def fidelity(images: Array, cells: Cells) -> dict[str, float]:
-    """Return how true images are to the batch-free ones or, where these are not known, to the measured ones."""
-    error = image_error(images, cells.reference)
-    within = within_groups(images, cells.reference, cells.batch, cells.cell_type)
-    return {"mae": error.mae, "pearson": error.pearson, "within": within}
-
-
-def within_groups(images: Array, reference: Array, batch: Array, cell_type: Array) -> float:
-    """Return the correlation of pixels within batch and type: of what differs from the group's mean image.
-
-    An image that is the same for all cells of a group has 0, however well it resembles them.
-    """
-    flat = np.stack([a.reshape(len(a), -1) for a in (images, reference)]).astype(np.float64)
-    for kind in np.unique(cell_type):
-        for name in np.unique(batch[cell_type == kind]):
-            rows = (cell_type == kind) & (batch == name)
-            flat[:, rows] -= flat[:, rows].mean(axis=1, keepdims=True)
-    norms = np.linalg.norm(flat.reshape(2, -1), axis=1)
-    return float((flat[0] * flat[1]).sum() / max(norms.prod(), 1e-300))
-
-
 # A job ----------------------------------------------------------------------------------------------------------------
 
 
@@ -201,8 +126,10 @@ def pixel_methods(wanted: list[str], train: Cells, audit: Cells, seed: int) -> d
         if name in wanted:
             images = rivals.normalise_brightfield(train.bf, audit.bf, contrast=name == "contrast")
             found[name] = principal_components(*images, seed)
-    if "ceiling" in wanted and train.truth is not None and audit.truth is not None:
-        found["ceiling"] = principal_components(train.truth, audit.truth, seed)
+    if "ceiling" in wanted:
+        found["measured" if train.truth is None else "ceiling"] = principal_components(
+            train.reference, audit.reference, seed, TRUTH_COMPONENTS
+        )
     return found
 
 
@@ -227,7 +154,8 @@ def run(job: Job, methods: list[str], settings: Mapping[str, Any]) -> tuple[dict
     -------
     result : dict
         ``features`` and ``images`` (method -> figures) and ``training`` (model -> what is to be known of it); for a
-        batch that was left out of training: ``unseen`` (method -> figures) and ``left_out``.
+        batch that was left out of training ``unseen`` (method -> figures) and ``left_out``; for a point of the curve
+        ``curve`` (method -> figures) and ``part``.
     panel : dict of str to ndarray
         Some images, for the picture.
     """
@@ -235,6 +163,8 @@ def run(job: Job, methods: list[str], settings: Mapping[str, Any]) -> tuple[dict
         train, audit = job.data.cells(job.seed)
         if job.turn is not None:
             return _run_unseen(job, train, audit, settings), {}
+        if job.part is not None:
+            return _run_curve(job, train, audit, settings), {}
         return _run_all(job, methods, train, audit, settings)
 
 
@@ -247,23 +177,26 @@ def _run_all(
         images["input"] = (train.bf, audit.bf)
     elif "ceiling" in methods:
         images["ceiling"] = (train.truth, audit.truth)
-    training, active = {}, {}
+    training = {}
     for name in MODELS:
         if name in methods or (name == "stage1" and USES_STAGE_1 & set(methods)):
             model, training[name] = fit(name, train, job, settings)
             features[name] = model.transform(train.bf), model.transform(audit.bf)
             images[name] = model.predict_image(train.bf), model.predict_image(audit.bf)
-            active[name] = active_features(features[name][1])
     if "stage1" in features:
         features |= rival_methods(methods, features["stage1"], train, audit, job.seed)
         for name in {"background", "contrast"} & set(methods):
             images[name] = rivals.normalise_prediction(*images["stage1"], contrast=name == "contrast")
 
-    judge = Audit(train, audit, job.seed, job.data.balanced)
+    judge, start = judge_of(job, train, audit, settings), time.perf_counter()
     figures = {name: judge.features(features[name]) for name in METHODS if name in features}
-    for name, share in active.items():
-        figures[name]["active"] = float(share)
     judged = {name: judge.images(images[name]) for name in IMAGE_METHODS if name in images}
+    for name in set(GOAL_METHODS) & set(features):
+        figures[name] |= judge.goals(features[name])
+        if name in training:
+            figures[name]["per_cell"] = training[name]["per_cell"]
+            judged[name]["excess_cnn"], judged[name]["bound_cnn"] = judge.by_network(images[name])
+    print(f"{job}: measured in {time.perf_counter() - start:.0f} s", flush=True)
     rows = shown_cells(audit)
     panel = {**{name: pair[1][rows] for name, pair in images.items()}, "brightfield": audit.bf[rows]}
     panel |= {"batch": audit.batch[rows].astype(str)}
@@ -279,12 +212,25 @@ def _run_unseen(job: Job, train: Cells, audit: Cells, settings: Mapping[str, Any
     new = audit.take(np.flatnonzero((audit.batch == left_out) & np.isin(audit.cell_type, kept.cell_type)))
     if not len(new):
         raise ValueError(f"no cell type of batch {left_out} is in another batch, so leaving it out says nothing")
-    judge, found, training = Audit(kept, new, job.seed, job.data.balanced), {}, {}
+    judge, found, training = judge_of(job, kept, new, settings), {}, {}
     for name in ("stage1", "default"):
         model, training[name] = fit(name, kept, job, settings)
         accuracy = judge.new_batch((model.transform(kept.bf), model.transform(new.bf)))
-        found[name] = {"cell_type": accuracy, **fidelity(model.predict_image(new.bf), new)}
+        found[name] = {"cell_type": accuracy, **judge.fidelity(model.predict_image(new.bf))}
     return {"unseen": found, "left_out": str(left_out), "training": training, "n_audit": len(new)}
+
+
+def _run_curve(job: Job, train: Cells, audit: Cells, settings: Mapping[str, Any]) -> dict[str, Any]:
+    judge, found, training = judge_of(job, train, audit, settings), {}, {}
+    for name in ("stage1", "default"):
+        model, training[name] = fit(name, train, job, settings)
+        types = judge.types((model.transform(train.bf), model.transform(audit.bf)))
+        found[name] = {"per_cell": training[name]["per_cell"], **judge.fidelity(model.predict_image(audit.bf)), **types}
+    return {"curve": found, "part": job.part, "training": training}
+
+
+def judge_of(job: Job, train: Cells, audit: Cells, settings: Mapping[str, Any]) -> Audit:
+    return Audit(train, audit, job.seed, job.data.balanced, job.data.foreground, settings["n_permutations"])
 
 
 def shown_cells(cells: Cells, per_batch: int = 2) -> Array:
@@ -298,4 +244,4 @@ def shown_cells(cells: Cells, per_batch: int = 2) -> Array:
 
 def described(job: Job) -> dict[str, Any]:
     """Return all that a job's result depends on besides settings, methods and code."""
-    return {"data": job.data.name, **dataclasses.asdict(job.data), "seed": job.seed, "turn": job.turn}
+    return {"data": job.data.name, **dataclasses.asdict(job.data), "seed": job.seed, "turn": job.turn, "part": job.part}

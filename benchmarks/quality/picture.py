@@ -26,7 +26,6 @@ STYLES = {  # colour and marker: grey for pixels, blues and greens for rivals, w
     "leace-types": ("#2ca02c", "h"),
     "published": ("#ff7f0e", "o"),
     "default": ("#d62728", "o"),
-    "default-fifth": ("#d62728", "d"),
     "ceiling": ("#e6b800", "*"),
 }
 LARGE = ("default", "ceiling", "published", "stage1")

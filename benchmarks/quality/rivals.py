@@ -198,10 +198,10 @@ RIVALS = {
 # Images ---------------------------------------------------------------------------------------------------------------
 
 
-def principal_components(train: Array, new: Array, seed: int = 0) -> Pair:
+def principal_components(train: Array, new: Array, seed: int = 0, n: int = N_COMPONENTS) -> Pair:
     """Turn images into their first principal components, found on the training cells."""
     flat, flat_new = (images.reshape(len(images), -1).astype(np.float64) for images in (train, new))
-    pca = PCA(min(N_COMPONENTS, *flat.shape), svd_solver="randomized", random_state=seed).fit(flat)
+    pca = PCA(min(n, *flat.shape), svd_solver="randomized", random_state=seed).fit(flat)
     return pca.transform(flat), pca.transform(flat_new)
 
 

@@ -232,7 +232,7 @@ def _find(image: Array, background: str, mask: Array | None) -> tuple[Array, Arr
             frame[1:-1, 1:-1] = False
             image = image - _plane(image, frame)
         mask = _segment(image)
-        if mask is not None and background == "plane":
+        if mask is not None and background == "plane" and not mask.all():
             mask = _segment(image - _background(image, mask, "plane"))
     if mask is None or mask.sum() < _MIN_PIXELS or mask.all():
         return None
