@@ -122,7 +122,7 @@ def plan(args: argparse.Namespace) -> tuple[dict[str, Any], list[str], dict[str,
         "sizes": common.sizes(args, SIZES, QUICK_SIZES),
         "model": dict(map(read_parameter, args.set)),
         "published": {"classifier_epochs": 1 if args.quick else 20} | dict(map(read_parameter, args.set_published)),
-        "n_permutations": 5 if args.quick else 100,
+        "n_permutations": 5 if args.quick else 50,
         "device": args.device,
         "memory": str(args.memory or args.out / "cache"),
     }

@@ -53,7 +53,7 @@ class Audit:
     seed: int
     balanced: bool = False
     foreground: Literal["bright", "dark"] = "bright"
-    n_permutations: int = 100
+    n_permutations: int = 50
 
     def features(self, features: Pair) -> dict[str, float]:
         """Return what probes read from features."""
@@ -103,11 +103,12 @@ class Audit:
 
     def fidelity(self, images: Array) -> dict[str, float]:
         """Return how true images of the audit cells are: error, correlation of pixels and of texture within groups."""
-        reference, texture = self.audit.reference, self._measured(images)["texture"].to_numpy()
+        reference, known = self.audit.reference, self.measured_audit
+        texture = (known if images is reference else self._measured(images))["texture"].to_numpy()
         return {
             "mae": float(image_error(images, reference).mae),
             "within": within_groups(images, reference, self.groups),
-            "texture": within_groups(texture, self.measured_audit["texture"].to_numpy(), self.groups),
+            "texture": within_groups(texture, known["texture"].to_numpy(), self.groups),
         }
 
     @property
