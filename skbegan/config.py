@@ -167,7 +167,7 @@ class OnlineRemoval(RemovalMethod):
         Share of the cells whose second view, see `invariance`, has the brightfield in the style of another batch, after
         Fourier-domain style transfer [1]_. Styles include those of batches that the type was never imaged in: the batch
         would otherwise predict the type.
-    brightfield_style_share : float, default=0.4
+    brightfield_style_share : float, default=0.2
         Share of the brightfields in the first view that get another style. More of it makes the cell type harder to
         name in known batches and easier in new ones, since the batch is less of a hint.
     unseen_style_share : float, default=0.7
@@ -223,7 +223,7 @@ class OnlineRemoval(RemovalMethod):
     averaging: float = parameter(0.99, Number(high=0.9999))
     target_style: str = parameter("canonical", Choice(("canonical", "transferred")))
     style_share: float = parameter(0.8, SHARE)
-    brightfield_style_share: float = parameter(0.4, SHARE)
+    brightfield_style_share: float = parameter(0.2, SHARE)
     unseen_style_share: float = parameter(0.7, SHARE)
     unseen_style_spread: float = parameter(1.5, Number(high=100.0))
     alignment: float = parameter(0.6, WEIGHT)
