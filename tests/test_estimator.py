@@ -436,7 +436,7 @@ def test_memory_pretrains_once_for_all_stage_two_settings(cells, tmp_path, monke
     features_of(cells, memory=tmp_path)
     np.testing.assert_array_equal(features_of(cells, memory=str(tmp_path), batch_weight=5.0, verbose=0), plain)
     assert len(steps) == 2 * n_steps
-    features_of(cells, memory=tmp_path, learning_rate=1e-3)
+    features_of(cells, memory=tmp_path, learning_rate=2e-3)
     assert len(steps) == 3 * n_steps
 
 
@@ -505,4 +505,4 @@ def test_bfloat16_learns_as_float32_does(cells):
         model = BeGANTransformer(**kwargs, precision=precision).fit(cells.bf, cells.qpi, cells.batch, cells.cell_type)
         found[precision] = np.array(model.history_["pretraining"]["image"])
     assert found["float32"][-1] < 0.7 * found["float32"][0]
-    np.testing.assert_allclose(found["bfloat16"], found["float32"], rtol=0.1)
+    np.testing.assert_allclose(found["bfloat16"], found["float32"], rtol=0.2)
