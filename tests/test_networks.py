@@ -78,7 +78,11 @@ def test_sizes_are_read_off_the_weights():
     sizes = {"base_width": 5, "n_features": 7, "in_channels": 2, "out_channels": 3, "head_widths": [3, 2, 1, 1]}
     for side in (16, 64):
         state = new_network(Generator, side, rng=new_rng(0), **sizes).state_dict()
-        assert Generator.sizes_of({name: value.shape for name, value in state.items()}) == {"side": side, **sizes}
+        assert Generator.sizes_of({name: value.shape for name, value in state.items()}) == {
+            "side": side,
+            "channels_together": 0,
+            **sizes,
+        }
 
 
 @pytest.mark.parametrize("side", [1, 2, 5, 8])

@@ -242,5 +242,6 @@ def test_the_estimator_saves_profile_and_erasure_and_drops_them_where_they_are_n
     np.testing.assert_array_equal(other.predict_image(cells.bf), est.predict_image(cells.bf))
     plain = BeGANTransformer(**settings, profile=ProfileAlignment(matching=0.0, image_erasure=False))
     plain.fit(cells.bf, cells.qpi, cells.batch, cells.cell_type)
-    assert not {name.split(".")[0] for name in plain._model.weights} & {"profile", "erasure"}
+    assert not {name.split(".")[0] for name in plain._model.weights} & {"profile", "erasure", "descriptors"}
+    assert plain.transform(cells.bf).shape == (240, 16)
     assert (plain.transform(cells.bf) >= 0).all()

@@ -150,7 +150,11 @@ def test_parameters_say_how_many_images_get_styles_and_how_far_unseen_ones_scatt
 
     monkeypatch.setattr(online, "BatchStyles", Watched)
     removal = OnlineRemoval(
-        style_share=0.75, brightfield_style_share=0.25, unseen_style_share=0.6, unseen_style_spread=0.5
+        target_style="transferred",
+        style_share=0.75,
+        brightfield_style_share=0.25,
+        unseen_style_share=0.6,
+        unseen_style_spread=0.5,
     )
     BeGANTransformer(**(TINY | {"removal": removal})).fit(cells.bf, cells.qpi, cells.batch, cells.cell_type)
     # Learned from: brightfield and target; second view: brightfield.

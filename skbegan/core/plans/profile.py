@@ -3,9 +3,9 @@
 During training, losses that compare batches use features of generators some steps apart, in which a batch difference
 that changes from step to step averages out. With the finished generator all cells can be compared together:
 
-- a :class:`~skbegan.core.networks.ProfileMap` makes the profile from the features. It keeps the directions in which
+- a :class:`~skbegan.core.outputs.ProfileMap` makes the profile from the features. It keeps the directions in which
   they vary enough and moves cells, by a small network, until the batches of each cell type have one distribution;
-- an :class:`~skbegan.core.networks.ImageErasure` erases from the predicted images what separates the batches of a type
+- an :class:`~skbegan.core.outputs.ImageErasure` erases from the predicted images what separates the batches of a type
   linearly.
 
 Both see one cell at a time and neither its batch nor its type, so they serve cells of any day.
@@ -34,13 +34,13 @@ from skbegan.core.losses import (
 )
 from skbegan.core.networks import (
     Generator,
-    ProfileMap,
     Weights,
     generator_of,
     new_network,
     to_numpy,
     without_outputs,
 )
+from skbegan.core.outputs import ProfileMap
 from skbegan.core.plans.pretraining import Start
 from skbegan.data.cells import Cells, Minibatch, symmetry
 from skbegan.data.sampler import n_minibatches
@@ -254,9 +254,12 @@ class ProfilePlan:
         )
         with Progress("profile alignment", self._n_parts(steps, validation), unit="part", verbose=verbose) as self.bar:
             self._erase(order)
-            if self.config.profile.descriptor_share > 0:
+            profile = self.config.profile
+            if profile.descriptor_share > 0 and profile.matching * self.config.removal.batch > 0:
                 self._describe(order[:FEATURE_CELLS])
             history = self._align(order[:FEATURE_CELLS], validation, steps, names)
+            if not isinstance(self.generator.profile, ProfileMap):  # features are given as they are
+                self.generator.descriptors = None
         return to_numpy(self.generator), history
 
     def _n_parts(self, steps: int, validation: Cells | None) -> int:
