@@ -24,12 +24,12 @@ TOLERANCE = 1e-5  # of the range of what is compared, for images of the channel
 EXPORTS = tuple(map(int, torch.__version__.split(".")[:2])) >= (2, 9)  # before, names of arguments differ
 
 
-def assert_close(found: Any, expected: np.ndarray) -> None:
+def assert_close(found: Any, expected: np.ndarray, tolerance: float = TOLERANCE) -> None:
     found = np.asarray(found)
     assert found.shape == expected.shape
     span = np.ptp(expected, axis=(0, 2, 3), keepdims=True) if expected.ndim == 4 else np.ptp(expected)
     assert np.all(span > 0)
-    assert np.all(np.abs(found - expected) <= TOLERANCE * span)
+    assert np.all(np.abs(found - expected) <= tolerance * span)
 
 
 def as_input(bf: np.ndarray) -> torch.Tensor:
@@ -40,7 +40,8 @@ def as_input(bf: np.ndarray) -> torch.Tensor:
 def assert_reproduces(outputs: Any, est: BeGANTransformer, bf: np.ndarray) -> None:
     profile, image = outputs
     images = est.predict_image(bf)
-    assert_close(profile, est.transform(bf))
+    # Statistics of single images carry rounding on to where a descriptor is a ratio or a logarithm.
+    assert_close(profile, est.transform(bf), TOLERANCE if est.norm == "batch" else 10 * TOLERANCE)
     assert_close(image, images[:, None] if images.ndim == 3 else np.moveaxis(images, -1, 1))
 
 
