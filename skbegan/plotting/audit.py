@@ -114,10 +114,12 @@ class AuditDisplay:
 
         Parameters
         ----------
-        estimator, X_bf, y_qpi, batch, cell_type, **audit_params
+        estimator, X_bf, y_qpi, batch, cell_type
             As in :func:`skbegan.metrics.audit`; cells that the model was not fitted on.
         figure, details, units
             As in :meth:`plot`.
+        **audit_params
+            Further arguments of :func:`skbegan.metrics.audit`.
 
         Returns
         -------
