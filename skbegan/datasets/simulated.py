@@ -105,6 +105,11 @@ def make_cell_images(
         DESCR : str
             A short description.
 
+    Raises
+    ------
+    TypeError, ValueError
+        For arguments that cannot be used, or fewer cells than pairs of type and batch.
+
     Notes
     -----
     Instruments depend on `random_state` and `n_batches` only, cell types on `random_state` and `n_cell_types` only.

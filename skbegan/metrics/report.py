@@ -142,6 +142,8 @@ class Audit:
 
         Raises
         ------
+        ValueError
+            For another table.
         ImportError
             Without pandas, which skbegan does not need otherwise.
         """

@@ -87,6 +87,11 @@ class AuditDisplay:
         Returns
         -------
         display : AuditDisplay
+
+        Raises
+        ------
+        TypeError, ValueError
+            If they are no audits, none, or too many to tell apart.
         """
         named = dict(audit) if isinstance(audit, Mapping) else {"model": audit}
         for name, each in named.items():
@@ -145,6 +150,11 @@ class AuditDisplay:
         Returns
         -------
         self : AuditDisplay
+
+        Raises
+        ------
+        ValueError
+            If there is nothing to draw.
         """
         unit = f" ({units})" if units else ""
         above = {
