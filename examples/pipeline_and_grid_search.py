@@ -1,4 +1,7 @@
 """A transformer like any other: Pipeline with an SVC, GridSearchCV over loss weights, joblib.
+===========================================================================================
+
+::
 
     python examples/pipeline_and_grid_search.py [OUTPUT_FOLDER]
 

@@ -1,4 +1,7 @@
 """The main job on simulated cells: batch-free profiles and phase images, judged on cells nobody trained on.
+=========================================================================================================
+
+::
 
     python examples/quickstart.py [OUTPUT_FOLDER]
 

@@ -1,4 +1,5 @@
 """Train beGAN on a folder tree of cell images, audit it on cells that nobody trained on, and write everything down.
+=================================================================================================================
 
 ROOT is a tree of MATLAB files, of cell lines or of drugs::
 

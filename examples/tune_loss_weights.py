@@ -1,4 +1,7 @@
 """Choose the weight of batch removal with GridSearchCV, by leaving one batch out, and see what it trades.
+=======================================================================================================
+
+::
 
     python examples/tune_loss_weights.py [OUTPUT_FOLDER]
 

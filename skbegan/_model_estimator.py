@@ -69,6 +69,11 @@ class ModelEstimator(BaseEstimator):
         Returns
         -------
         self : object
+
+        Raises
+        ------
+        ValueError
+            For a name that is no parameter.
         """
         flat = {name: value for name, value in params.items() if "__" not in name}
         super().set_params(**flat)
@@ -188,6 +193,13 @@ class ModelEstimator(BaseEstimator):
         Returns
         -------
         self : BeGANTransformer
+
+        Raises
+        ------
+        NotFittedError
+            Before fit.
+        ValueError
+            For fewer than two images, or images of another shape than in fit.
         """
         check_is_fitted(self)
         assert self._model is not None

@@ -71,11 +71,30 @@ class Parameters:
         return f"{type(self).__name__}({', '.join(f'{f.name}={getattr(self, f.name)!r}' for f in changed)})"
 
     def get_params(self, deep: bool = True) -> dict[str, Any]:
-        """Return the parameters by name."""
+        """Return the parameters by name.
+
+        Parameters
+        ----------
+        deep : bool, default=True
+            As scikit-learn passes it; there is nothing deeper.
+
+        Returns
+        -------
+        params : dict of str to object
+        """
         return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
 
     def checked(self, name: str) -> Self:
         """Return a copy with plain Python values, or raise for the first field that its rule refuses.
+
+        Parameters
+        ----------
+        name : str
+            What errors call this object, e.g. ``"removal"``.
+
+        Returns
+        -------
+        checked : object of the same class
 
         Raises
         ------

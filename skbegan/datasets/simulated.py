@@ -95,6 +95,7 @@ def make_cell_images(
             The same cells on the reference instrument: nominal magnification, no noise, a defocus of 5 micrometres.
             A batch that magnifies, or cuts its crops elsewhere, differs from them also in size and place of the cell.
         design : bool ndarray of shape (n_cell_types, n_batches)
+            Which types are imaged in which batches.
         batch_optics : dict of str to ndarray of shape (n_batches,)
             The instruments; traits of kinds that are not in `batch_kinds` have the reference's value.
         type_morphology : dict of str to ndarray of shape (n_cell_types,)
@@ -102,6 +103,12 @@ def make_cell_images(
         pixel_size : float
             Micrometres per pixel at nominal magnification.
         DESCR : str
+            A short description.
+
+    Raises
+    ------
+    TypeError, ValueError
+        For arguments that cannot be used, or fewer cells than pairs of type and batch.
 
     Notes
     -----

@@ -60,14 +60,14 @@ def write_images(
     path : path-like
         In a folder that exists. Its suffix says what is written:
 
-        ==============================================  =======================================================
+        ================================================  =======================================================
         ``.ome.tiff``, ``.ome.tif``, ``.tiff``, ``.tif``  OME-TIFF, a page for each cell and channel
-        ``.zarr``                                       a Zarr array, a folder
-        ``.npy``                                        NumPy's format
-        ``.mat``                                        a MATLAB file (v5) of height x width x cells, or height x
-                                                        width x channels x cells, as
-                                                        :func:`~skbegan.datasets.load_cell_images` reads
-        ==============================================  =======================================================
+        ``.zarr``                                         a Zarr array, a folder
+        ``.npy``                                          NumPy's format
+        ``.mat``                                          a MATLAB file (v5) of height x width x cells, or height x
+                                                          width x channels x cells, as
+                                                          :func:`~skbegan.datasets.load_cell_images` reads
+        ================================================  =======================================================
     est_or_images : BeGANTransformer or array-like of shape (n_cells, H, W) or (n_cells, H, W, n_channels)
         A fitted transformer, which predicts the images of `X_bf`; or images, which are written as they are.
     X_bf : array-like of shape (n_cells, side, side) or (n_cells, side, side, n_channels), default=None

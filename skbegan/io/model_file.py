@@ -72,6 +72,8 @@ def save(est: BeGANTransformer, path: str | os.PathLike[str]) -> None:
         If `est` is anything but a BeGANTransformer. Pipelines and searches are for ``joblib.dump``.
     FileNotFoundError
         If the folder does not exist.
+    ValueError
+        If labels and history are longer than a file may hold.
 
     Warns
     -----

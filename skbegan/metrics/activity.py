@@ -78,7 +78,7 @@ def effective_rank(features: ArrayLike, *, floor: float = 0.03, return_details: 
     features : array-like of shape (n_cells, n_features)
     floor : float, default=0.03
         A direction counts if it has at least this share of the variance of an average direction, i.e. an eigenvalue of
-        at least this size. The default is that of ``BeGANTransformer(profile_floor=...)``.
+        at least this size.
     return_details : bool, default=False
 
     Returns

@@ -39,16 +39,16 @@ def integration_scores(
     They look at neighbours in the features as they are, and so see what is coarse: a linear or MLP probe
     (:func:`batch_leakage`) reads the batch long after neighbours are mixed. Quote them beside it, not in its place.
 
-    =====================  ==========================================================================================
-    ``kbet``               share of cells around which the batch mix does not differ from that of their type
-                           (chi-squared test at 5 %; Buettner et al., Nat. Methods 16, 43, 2019)
-    ``ilisi``              effective number of batches among the neighbours, the inverse Simpson index (Korsunsky et
-                           al., Nat. Methods 16, 1289, 2019): (median - 1) / (batches of the type - 1)
-    ``batch_asw``          mean of 1 - \|silhouette width\| of the batches in a type
-    ``graph_connectivity`` share of a type's cells in the largest connected part of its nearest-neighbour graph
-    ``clisi``              effective number of cell types among the neighbours: (types - median) / (types - 1)
-    ``cell_type_asw``      (1 + silhouette width of the cell types) / 2
-    =====================  ==========================================================================================
+    ======================  ==========================================================================================
+    ``kbet``                share of cells around which the batch mix does not differ from that of their type
+                            (chi-squared test at 5 %; Buettner et al., Nat. Methods 16, 43, 2019)
+    ``ilisi``               effective number of batches among the neighbours, the inverse Simpson index (Korsunsky et
+                            al., Nat. Methods 16, 1289, 2019): (median - 1) / (batches of the type - 1)
+    ``batch_asw``           mean of 1 - \|silhouette width\| of the batches in a type
+    ``graph_connectivity``  share of a type's cells in the largest connected part of its nearest-neighbour graph
+    ``clisi``               effective number of cell types among the neighbours: (types - median) / (types - 1)
+    ``cell_type_asw``       (1 + silhouette width of the cell types) / 2
+    ======================  ==========================================================================================
 
     Parameters
     ----------

@@ -162,12 +162,12 @@ def image_leakage(
         As in :func:`batch_leakage`, and ``"cnn"``, a small convolutional network (three layers, 160 steps of 32 cells,
         whatever the number of cells) that reads the pixels themselves: it sees what principal components miss, such as
         noise and sharpness. Some seconds per fold and cell type for 32 x 32 pixels on one core.
-    n_splits, n_repeats, probe_train, random_state, return_details
-        As in :func:`batch_leakage`.
     n_components : int, default=50
         Principal components (fewer where a probe has fewer training cells). More can hold finer traces of the batch
         and need more cells to learn from. They are given to the probe either standardised or as they vary, whichever
         tells more of its training cells, each left out in turn.
+    n_splits, n_repeats, probe_train, random_state, return_details
+        As in :func:`batch_leakage`.
 
     Returns
     -------

@@ -108,7 +108,13 @@ class Audit:
 
     # ------------------------------------------------------------------------------------------- to other forms
     def to_dict(self) -> dict[str, Any]:
-        """Return plain Python objects, ready for JSON; labels become strings, missing figures None."""
+        """Return plain Python objects, ready for JSON; labels become strings, missing figures None.
+
+        Returns
+        -------
+        audit : dict
+            The attributes by name, but for ``details``.
+        """
 
         def plain(row: dict[str, Any]) -> dict[str, Any]:
             return {k: None if isinstance(v, float) and math.isnan(v) else v for k, v in row.items()}
@@ -136,6 +142,8 @@ class Audit:
 
         Raises
         ------
+        ValueError
+            For another table.
         ImportError
             Without pandas, which skbegan does not need otherwise.
         """

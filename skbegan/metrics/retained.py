@@ -75,6 +75,10 @@ class RetainedVariation:
     def to_frame(self) -> Any:
         """Return a pandas DataFrame, a row for each measurement, probe and kind of batch.
 
+        Returns
+        -------
+        frame : DataFrame
+
         Raises
         ------
         ImportError

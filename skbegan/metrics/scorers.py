@@ -89,7 +89,23 @@ class FeatureScorer:
         return f"FeatureScorer({', '.join([repr(self.metric), *(f'{k}={v!r}' for k, v in self.params.items())])})"
 
     def with_labels(self, X: ArrayLike, batch: ArrayLike, cell_type: ArrayLike | None = None) -> FeatureScorer:
-        """Return a copy that knows the labels of ``X`` (the very array that the search is given), by image content."""
+        """Return a copy that knows the labels of ``X`` (the very array that the search is given), by image content.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_cells, H, W) or (n_cells, H, W, C)
+        batch : array-like of shape (n_cells,)
+        cell_type : array-like of shape (n_cells,), default=None
+
+        Returns
+        -------
+        scorer : FeatureScorer
+
+        Raises
+        ------
+        ValueError
+            If two images are equal and their labels are not.
+        """
         images = np.asarray(X)
         batches, b = check_labels(batch, "batch", len(images))
         types, t = (None, None) if cell_type is None else check_labels(cell_type, "cell_type", len(images))
@@ -103,7 +119,22 @@ class FeatureScorer:
         return scorer
 
     def set_score_request(self, **requests: Any) -> FeatureScorer:
-        """Change what metadata routing passes, e.g. ``batch="day"``; as in scikit-learn, changes and returns self."""
+        """Change what metadata routing passes, e.g. ``batch="day"``; as in scikit-learn, changes and returns self.
+
+        Parameters
+        ----------
+        **requests : bool, str or None
+            What to pass for ``batch``, ``cell_type`` or ``y_qpi``, as in scikit-learn.
+
+        Returns
+        -------
+        self : FeatureScorer
+
+        Raises
+        ------
+        TypeError
+            For other names.
+        """
         unknown = set(requests) - set(self._requests)
         if unknown:
             raise TypeError(f"Unknown metadata {sorted(unknown)}; this scorer takes {sorted(self._requests)}.")
@@ -111,7 +142,12 @@ class FeatureScorer:
         return self
 
     def get_metadata_routing(self) -> MetadataRequest:
-        """Tell scikit-learn which metadata to pass."""
+        """Tell scikit-learn which metadata to pass.
+
+        Returns
+        -------
+        request : MetadataRequest
+        """
         request = MetadataRequest(owner=repr(self))
         for name, alias in self._requests.items():
             request.score.add_request(param=name, alias=alias)

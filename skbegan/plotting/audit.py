@@ -87,6 +87,11 @@ class AuditDisplay:
         Returns
         -------
         display : AuditDisplay
+
+        Raises
+        ------
+        TypeError, ValueError
+            If they are no audits, none, or too many to tell apart.
         """
         named = dict(audit) if isinstance(audit, Mapping) else {"model": audit}
         for name, each in named.items():
@@ -114,10 +119,12 @@ class AuditDisplay:
 
         Parameters
         ----------
-        estimator, X_bf, y_qpi, batch, cell_type, **audit_params
+        estimator, X_bf, y_qpi, batch, cell_type
             As in :func:`skbegan.metrics.audit`; cells that the model was not fitted on.
         figure, details, units
             As in :meth:`plot`.
+        **audit_params
+            Further arguments of :func:`skbegan.metrics.audit`.
 
         Returns
         -------
@@ -143,6 +150,11 @@ class AuditDisplay:
         Returns
         -------
         self : AuditDisplay
+
+        Raises
+        ------
+        ValueError
+            If there is nothing to draw.
         """
         unit = f" ({units})" if units else ""
         above = {

@@ -164,6 +164,11 @@ class FeatureMapDisplay:
         Returns
         -------
         self : FeatureMapDisplay
+
+        Raises
+        ------
+        ValueError
+            If labels are missing or do not fit the maps.
         """
         n = len(next(iter(self.maps.values())))
         rows = [
@@ -262,6 +267,13 @@ def compare_features(
     -------
     display : FeatureMapDisplay
         A grid of two rows, by batch and by cell type.
+
+    Raises
+    ------
+    TypeError
+        If `features` is no mapping.
+    ValueError
+        If features or labels cannot be used.
 
     Examples
     --------

@@ -129,6 +129,11 @@ class HistoryDisplay:
         Returns
         -------
         display : HistoryDisplay
+
+        Raises
+        ------
+        ValueError
+            If the estimator is not fitted or has no such stage.
         """
         history = getattr(estimator, "history_", None)
         if history is None:
@@ -152,6 +157,11 @@ class HistoryDisplay:
         Returns
         -------
         self : HistoryDisplay
+
+        Raises
+        ------
+        ValueError
+            If the history holds no losses.
         """
         stages = {stage: losses for stage, losses in self.history.items() if isinstance(losses, Mapping)}  # no events
         panels = {stage: self._panels(losses, details) for stage, losses in stages.items()}
