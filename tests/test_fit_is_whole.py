@@ -155,7 +155,7 @@ def test_what_diverges_raises_and_says_what_to_change(cells, params):
     before = state_of(est)
     with pytest.raises(FloatingPointError, match=r"pretraining: .*standardize=True.*learning_rate"):
         fit(est.set_params(**params), cells)
-    usual = QUICK | {"learning_rate": 2e-4, "precision": "auto"}
+    usual = QUICK | {"learning_rate": 1e-3, "precision": "auto"}
     assert state_of(est.set_params(**{name: usual[name] for name in params})) == before
 
 
@@ -252,10 +252,11 @@ def test_one_cell_of_a_hundred_is_not_held_out(cells, removal):
     assert not any(name.startswith("validation") for name in est.history_["pretraining"])
 
 
-@pytest.mark.parametrize("offset", [1e6, 1e9])
-def test_an_offset_changes_no_feature(cells, offset):
+# float64 holds images at 1e9 to 1e-7 only, a rounding that stage 2 would carry on.
+@pytest.mark.parametrize(("offset", "removal_epochs"), [(1e6, 1), (1e9, 0)])
+def test_an_offset_changes_no_feature(cells, offset, removal_epochs):
     bf, qpi = cells.bf.astype(np.float64), cells.qpi.astype(np.float64)
-    params = {"precision": "float32", "pretrain_epochs": 1, "removal_epochs": 1}
+    params = {"precision": "float32", "pretrain_epochs": 1, "removal_epochs": removal_epochs}
     plain = began(**params).fit(bf, qpi, cells.batch, cells.cell_type)
     moved = began(**params).fit(bf + offset, qpi + offset, cells.batch, cells.cell_type)
     size = np.abs(plain.transform(bf)).max()

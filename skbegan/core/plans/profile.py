@@ -180,9 +180,11 @@ def principal_map(
     profile.write.zero_()
     profile.read[alive] = (directions / spread[alive, None] / size).to(profile.read.dtype)
     if n_features < features.shape[1]:
-        # The profile is the code in a rotated basis, so that each of its numbers varies.
-        turn = torch.linalg.qr(torch.randn(n_features, len(size), generator=rng, dtype=torch.float64))[0].T
-        profile.write.copy_(size[:, None] ** (1.0 - whitening) * turn.to(size) * (n_features / len(size)) ** 0.5)
+        # The profile is the code in another basis, so that each of its numbers varies. The basis nearest to a fixed one
+        # of the inputs does not depend on the signs of the directions, which are arbitrary.
+        fixed = torch.randn(features.shape[1], n_features, generator=rng, dtype=torch.float64).to(size)
+        left, _, right = torch.linalg.svd(directions.T @ fixed[alive], full_matrices=False)
+        profile.write.copy_(size[:, None] ** (1.0 - whitening) * (left @ right) * (n_features / len(size)) ** 0.5)
         return profile
     profile.write[:, alive] = (directions * spread[alive, None] * size).T.to(profile.write.dtype)
     return profile
