@@ -2,8 +2,9 @@
 
 The blocks of a page share a namespace, from top to bottom. What the reader is to bring stands ready: images and labels
 under the names of the pages, tables of image files, a tree of MATLAB files, a file of the original's. Cells are few and
-simulated, and images have 16 pixels whatever size a block asks for. Fits run with the parameters that the block sets,
-but for those in `TINY`, which are put in place where the parameters are checked.
+simulated, and images have 16 pixels whatever size a block asks for (128 where the original's generator reads them).
+Fits run with the parameters that the block sets, but for those in `TINY`, which are put in place where the parameters
+are checked.
 """
 
 from __future__ import annotations
@@ -99,8 +100,7 @@ def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
 
     checked = Config.of.__func__
     monkeypatch.setattr(Config, "of", classmethod(lambda cls, parameters: checked(cls, {**parameters, **TINY})))
-    for name in ("load_cell_table", "load_cell_images"):
-        monkeypatch.setattr(datasets, name, _at_the_small_side(getattr(datasets, name)))
+    monkeypatch.setattr(datasets, "load_cell_table", _at_side(SIDE, datasets.load_cell_table))
     train, new = cells_of(0), cells_of(1)
     began = skbegan.BeGANTransformer(random_state=0).fit(train.bf, train.qpi, train.batch, train.cell_type)
     return {
@@ -118,12 +118,12 @@ def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     }
 
 
-def _at_the_small_side(load: Any) -> Any:
+def _at_side(side: int, load: Any) -> Any:
     @functools.wraps(load)
-    def small(*args: Any, **kwargs: Any) -> Any:
-        return load(*args, **{**kwargs, "image_size": SIDE})
+    def resized(*args: Any, **kwargs: Any) -> Any:
+        return load(*args, **{**kwargs, "image_size": side})
 
-    return small
+    return resized
 
 
 def test_pages_are_found():
@@ -135,8 +135,10 @@ def test_pages_are_found():
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # so few cells and epochs are warned about
 @pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "python")], ids=lambda page: page.name)
-def test_python_blocks_run(page: Path, desk: dict[str, Any]):
+def test_python_blocks_run(page: Path, desk: dict[str, Any], monkeypatch: pytest.MonkeyPatch):
     matplotlib.use("Agg")
+    side = 128 if any("load_keras_generator(" in code for code in blocks(page, "python")) else SIDE
+    monkeypatch.setattr(datasets, "load_cell_images", _at_side(side, datasets.load_cell_images))
     names = {"__name__": "__main__", **desk}
     for number, code in enumerate(blocks(page, "python"), 1):
         try:
