@@ -3,6 +3,8 @@
 Needs only Python 3.11 or newer; the same on Linux, macOS and Windows. The package is built into a wheel and the wheel
 is installed, so that what runs is what users get.
 
+``python tasks.py docs`` builds the documentation into ``docs/_build/html``; a warning is an error.
+
 ``python tasks.py lowest`` runs the fast tests in another environment, with the lowest versions that pyproject.toml
 allows. PyPI's torch of that age comes with CUDA on Linux (several GB); SKBEGAN_TORCH=2.13.0 takes another torch there.
 """
@@ -25,6 +27,7 @@ TASKS = {
     "tests": [TESTS, EXAMPLES],
     "fast-tests": [[*TESTS, "-m", "not slow"], EXAMPLES],
     "checks": [["-m", "ruff", "check", "."], ["-m", "ruff", "format", "--check", "."], ["-m", "mypy"]],
+    "docs": [["-P", "-m", "sphinx", "-q", "-W", "--keep-going", "docs", "docs/_build/html"]],
     "lowest": [[*TESTS, "-m", "not slow"]],
     "install": [],
 }

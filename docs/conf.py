@@ -36,4 +36,5 @@ sphinx_gallery_conf = {
     "download_all_examples": False,
     "show_memory": False,
     "min_reported_time": 10**6,
+    "write_computation_times": False,
 }

@@ -59,15 +59,17 @@ _HOMES = {
 _ROOMS = ("datasets", "metrics", "plotting", "report")
 
 
-def __getattr__(name: str) -> Any:
-    if name in _HOMES:
-        value = getattr(importlib.import_module(_HOMES[name]), name)
-    elif name in _ROOMS:
-        value = importlib.import_module(f"skbegan.{name}")
-    else:
-        raise AttributeError(f"module 'skbegan' has no attribute {name!r}")
-    globals()[name] = value
-    return value
+if not TYPE_CHECKING:  # type checkers would take every name for a public one
+
+    def __getattr__(name: str) -> Any:
+        if name in _HOMES:
+            value = getattr(importlib.import_module(_HOMES[name]), name)
+        elif name in _ROOMS:
+            value = importlib.import_module(f"skbegan.{name}")
+        else:
+            raise AttributeError(f"module 'skbegan' has no attribute {name!r}")
+        globals()[name] = value
+        return value
 
 
 def __dir__() -> list[str]:

@@ -396,7 +396,7 @@ class BeGANTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ModelE
     # Using what was learned ---------------------------------------------------------------------------------------
 
     def transform(self, X_bf: Any) -> Any:
-        """Return the profile of each cell; runs the encoder only.
+        """Return the profile of each cell; runs the decoder too, unless ``profile__descriptor_share`` is 0.
 
         Parameters
         ----------
