@@ -17,7 +17,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 import numpy as np
 import pytest
 from scipy.io import savemat
@@ -136,7 +135,8 @@ def test_pages_are_found():
 @pytest.mark.filterwarnings("ignore")  # so few cells and epochs are warned about
 @pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "python")], ids=lambda page: page.name)
 def test_python_blocks_run(page: Path, desk: dict[str, Any], monkeypatch: pytest.MonkeyPatch):
-    matplotlib.use("Agg")
+    pyplot = pytest.importorskip("matplotlib.pyplot")
+    pyplot.switch_backend("Agg")
     side = 128 if any("load_keras_generator(" in code for code in blocks(page, "python")) else SIDE
     monkeypatch.setattr(datasets, "load_cell_images", _at_side(side, datasets.load_cell_images))
     names = {"__name__": "__main__", **desk}
@@ -145,7 +145,7 @@ def test_python_blocks_run(page: Path, desk: dict[str, Any], monkeypatch: pytest
             exec(compile(code, f"{page.name}, block {number}", "exec"), names)
         except Exception as error:
             pytest.fail(f"{page.name}, block {number}: {type(error).__name__}: {error}\n\n{code}")
-    matplotlib.pyplot.close("all")
+    pyplot.close("all")
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
