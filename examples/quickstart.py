@@ -14,7 +14,7 @@ Three models are trained from the same stage 1 and for the same number of epochs
   and the flips and turns are those of the other models;
 - the default, inside a scikit-learn Pipeline with a support vector classifier.
 
-Takes about 2 minutes on two cores. The first run is also the longest explanation: read it top to bottom.
+Takes about 3 minutes on two cores. The first run is also the longest explanation: read it top to bottom.
 """
 
 from __future__ import annotations
