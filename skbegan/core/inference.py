@@ -102,7 +102,7 @@ def infer(
     generator : Generator
     source : ImageSource
     want : {"features", "images"}
-        Features run the encoder only.
+        Features run the encoder, and the decoder where the profile reads the predicted image.
     minibatch_size : int or None, default=None
         None uses population statistics: every cell for itself. A number uses the batch statistics of consecutive
         minibatches of that many cells, as the original does.
