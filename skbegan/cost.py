@@ -365,10 +365,12 @@ class _Measurement:
     def _epoch(self, plan: Plan, size: int, steps_per_epoch: int | None) -> float:
         """Return the seconds of an epoch: steps, validation, and the copies of the networks."""
         sampler = Sampler(len(self.cells), size, plan.engine.rngs["order"], steps=1)
+        known = len(self._some(4 * size))  # the plan was built on these
 
         def step() -> None:
             for positions in sampler.epoch():
-                plan.step(self.cells.take(positions), 0.5)
+                minibatch = self.cells.take(positions)
+                plan.step(replace(minibatch, position=positions.to(minibatch.batch.device) % known), 0.5)
 
         began = time.perf_counter()
         copies = [{name: snapshot(network) for name, network in plan.networks.items()}, plan.candidate()]
