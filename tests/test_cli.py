@@ -337,6 +337,7 @@ def test_predicted_images_are_written(folder, model, tmp_path):
     assert np.array_equal(tifffile.imread(output), skbegan.load(model).predict_image(data.bf))
 
 
+@pytest.mark.slow
 @needs_tables
 def test_an_audit_is_printed_and_written(folder, model, tmp_path, capsys):
     output = tmp_path / "audit.json"
@@ -346,6 +347,7 @@ def test_an_audit_is_printed_and_written(folder, model, tmp_path, capsys):
     assert "leakage_linear" in json.loads(output.read_text(encoding="utf-8"))["measures"]
 
 
+@pytest.mark.slow
 @needs_tables
 @needs_report
 def test_a_report_is_written(folder, model, tmp_path):
@@ -384,6 +386,7 @@ def test_an_interrupted_fit_keeps_its_model_and_says_130(folder, monkeypatch):
     assert skbegan.load(folder / "half.safetensors").n_features_out_ == 16
 
 
+@pytest.mark.slow
 @needs_tables
 @needs_report
 def test_the_demo_runs_from_images_to_a_report(tmp_path, capsys):

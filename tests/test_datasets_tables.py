@@ -559,6 +559,7 @@ def test_files_that_change_after_the_table_was_read(tmp_path, pixels):
         data.bf[2]
 
 
+@pytest.mark.slow
 def test_an_audit_of_lazy_images(stored):
     from skbegan.metrics import audit
 

@@ -427,6 +427,7 @@ def test_without_scikit_image_the_audit_says_what_it_lacks(shaped, monkeypatch):
     assert found["leakage_linear"].n_cells == 150
 
 
+@pytest.mark.slow
 def test_trees_and_cnn_as_probes_of_an_audit(paired):
     X, _, t, b = paired
     found = audit(Cleaner(1.0), X, X, b, t, probes=["linear", "trees", "cnn"], n_repeats=1, references=False, **QUICK)

@@ -139,6 +139,7 @@ def test_calibration_bad_input(change, message):
 
 
 # ------------------------------------------------------------------------------------------------------------ probes
+@pytest.mark.slow
 def test_trees_read_what_lines_cannot():
     rng, t, b = design(400)
     X = rng.uniform(-1, 1, size=(400, 4))
