@@ -19,6 +19,7 @@ from sklearn.exceptions import NotFittedError
 import skbegan
 from skbegan import PUBLISHED, BeGANTransformer, ProfileAlignment, PublishedRemoval
 from skbegan.datasets import make_cell_images
+from skbegan.io.bioimageio import export_onnx
 
 TOLERANCE = 1e-5  # of the range of what is compared, for images of the channel
 EXPORTS = tuple(map(int, torch.__version__.split(".")[:2])) >= (2, 9)  # before, names of arguments differ
@@ -49,18 +50,9 @@ def onnx_outputs(module: torch.nn.Module, sample: torch.Tensor, inputs: list[tor
     pytest.importorskip("onnx")
     pytest.importorskip("onnxscript")
     runtime = pytest.importorskip("onnxruntime")
-    torch.onnx.export(
-        module,
-        (sample,),
-        path,
-        dynamo=True,
-        dynamic_shapes=({0: torch.export.Dim("n_cells")},),
-        input_names=["bf"],
-        output_names=["profile", "image"],
-        verbose=False,
-    )
+    export_onnx(module, sample, path)
     session = runtime.InferenceSession(path, providers=["CPUExecutionProvider"])
-    return [session.run(["profile", "image"], {"bf": x.numpy()}) for x in inputs]
+    return [session.run(["profile", "image"], {"brightfield": x.numpy()}) for x in inputs]
 
 
 def test_it_gives_what_the_estimator_gives(fitted, cells):

@@ -53,8 +53,8 @@ def estimate_population_statistics(generator: Generator, minibatches: Iterable[T
 
 
 def is_folded(generator: Generator) -> bool:
-    """Whether :func:`fold` was applied to a module."""
-    return not any(isinstance(module, nn.BatchNorm2d) for module in generator.modules())
+    """Whether :func:`fold` was applied to a generator."""
+    return bool(getattr(generator, "folded", False))
 
 
 def fold(generator: Generator, dtype: torch.dtype) -> Generator:
@@ -84,6 +84,7 @@ def fold(generator: Generator, dtype: torch.dtype) -> Generator:
     for name, module in generator.named_children():
         if name not in ("profile", "erasure", "descriptors"):
             module.to(dtype=dtype).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    generator.folded = True  # type: ignore[assignment]
     return generator.requires_grad_(False)
 
 
@@ -110,6 +111,8 @@ def infer(
         That of :func:`fold`, if the generator went through it, which makes population statistics faster.
     """
     folded = is_folded(generator)
+    if not folded and not any(isinstance(module, nn.BatchNorm2d) for module in generator.modules()):
+        minibatch_size = None  # each image is normalised by itself: there are no statistics of minibatches
 
     def run(images: Tensor) -> Tensor:
         images = images.to(dtype) if folded else images

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import importlib
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -32,6 +33,21 @@ def needed(name: str, what: str, extra: str = "io") -> Any:
         raise ImportError(
             f'{what} needs {name.split(".")[0]}, which is not installed: pip install "skbegan[{extra}]"'
         ) from error
+
+
+def ending_of(path: Path, known: Iterable[str]) -> str:
+    """Return which of the known endings a file name has.
+
+    Raises
+    ------
+    ValueError
+        If it has none of them.
+    """
+    known = list(known)
+    for ending in known:
+        if path.name.lower().endswith(ending):
+            return ending
+    raise ValueError(f"path must end in {', '.join(known[:-1])} or {known[-1]}, got {path.name!r}")
 
 
 def checked(est: Any, X_bf: Any, what: str) -> np.ndarray:

@@ -14,7 +14,7 @@ import numpy as np
 from skbegan import checks
 from skbegan._atomic import check_new, in_one_step
 from skbegan._model_estimator import ModelEstimator
-from skbegan.io._predicting import PARTS, PIXELS, check_pixel_size, checked, needed, part_of, predictions
+from skbegan.io._predicting import PARTS, PIXELS, check_pixel_size, checked, ending_of, needed, part_of, predictions
 
 if TYPE_CHECKING:
     from skbegan.estimator import BeGANTransformer
@@ -123,9 +123,7 @@ def write_images(
     (60, 16, 16)
     """
     path = Path(path)
-    suffix = next((ending for ending in _WRITERS if path.name.lower().endswith(ending)), None)
-    if suffix is None:
-        raise ValueError(f"path must end in one of {', '.join(_WRITERS)}, got {path.name!r}")
+    suffix = ending_of(path, _WRITERS)
     write, package = _WRITERS[suffix]
     if package is not None:
         needed(package, f"writing {suffix}")

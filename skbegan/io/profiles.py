@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from skbegan._atomic import check_new, in_one_step
-from skbegan.io._predicting import as_table, checked, needed, predictions
+from skbegan.io._predicting import as_table, checked, ending_of, needed, predictions
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -90,9 +90,7 @@ def write_profiles(
     ['Metadata_batch', 'Metadata_cell_type', 'Cells_begantransformer0']
     """
     path = Path(path)
-    suffix = next((ending for ending in _SUFFIXES if path.name.lower().endswith(ending)), None)
-    if suffix is None:
-        raise ValueError(f"path must end in {', '.join(_SUFFIXES[:-1])} or {_SUFFIXES[-1]}, got {path.name!r}")
+    suffix = ending_of(path, _SUFFIXES)
     for package in {".parquet": ["pandas", "pyarrow"], ".h5ad": ["anndata"]}.get(suffix, ["pandas"]):
         needed(package, f"writing {suffix}")
     check_new(path, overwrite)
