@@ -36,8 +36,11 @@ TASKS = {
 def run(*command: str | Path) -> None:
     """Run a command in the repository and stop here if it fails."""
     print("$", *command, flush=True)
-    figures_need_no_screen = {"MPLBACKEND": "Agg", **os.environ}
-    code = subprocess.run([str(part) for part in command], cwd=ROOT, env=figures_need_no_screen).returncode
+    # Figures need no screen; test processes share the cores, on which waiting threads of OpenMP must not spin.
+    environment = {"MPLBACKEND": "Agg", **os.environ}
+    if "pytest" in command:
+        environment = {"OMP_NUM_THREADS": "1", "NUMBA_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive", **environment}
+    code = subprocess.run([str(part) for part in command], cwd=ROOT, env=environment).returncode
     if code:
         sys.exit(code)
 
