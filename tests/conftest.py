@@ -10,8 +10,9 @@ from typing import Any
 # Before torch is imported, and for the processes that tests start: test processes share the cores, and OpenMP's threads
 # of several processes spin while they wait for each other (a suite of 17 minutes took over 90). Numba, which UMAP and
 # scanpy use, sets the number of threads of the same OpenMP library.
-for _name, _value in (("OMP_NUM_THREADS", "1"), ("NUMBA_NUM_THREADS", "1"), ("OMP_WAIT_POLICY", "passive")):
-    os.environ.setdefault(_name, _value)
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("NUMBA_NUM_THREADS", "1")
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 import matplotlib
 import numpy as np
