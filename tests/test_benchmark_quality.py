@@ -386,6 +386,7 @@ def test_a_cell_that_is_not_found_in_a_prediction_counts_as_a_miss(bench: Any) -
     assert correlation(np.full(400, np.nan), truth, groups) == 0.0
 
 
+@pytest.mark.slow
 def test_figures_of_the_truth_are_those_of_cells_without_batch(bench: Any) -> None:
     data = bench["data_sets"].Simulated(16, n_train=300, n_audit=200, n_cell_types=2, n_batches=2, batches_per_type=2)
     train, audit = data.cells(3)

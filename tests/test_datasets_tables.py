@@ -483,6 +483,7 @@ TINY: dict[str, Any] = {
 }
 
 
+@pytest.mark.slow
 def test_a_fit_reads_rows_and_gives_what_arrays_give(stored, monkeypatch, tmp_path):
     table, cells = stored
     read: list[int] = []

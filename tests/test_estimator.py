@@ -152,6 +152,7 @@ def test_random_state_may_be_an_instance_or_none(cells):
 # Ways in --------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_every_way_of_calling_fit_gives_the_same_model(cells):
     bf, qpi, batch, kind = cells.bf, cells.qpi, cells.batch, cells.cell_type
     expected = features_of(cells)
@@ -344,6 +345,7 @@ def test_pipeline_with_routing(cells):
         np.testing.assert_array_equal(pipe[:-1].transform(cells.bf), features_of(cells))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("routing", [False, True])
 def test_grid_search_over_loss_weights_leaving_one_batch_out(cells, routing, tmp_path):
     grid = {"began__batch_weight": [0.5, 2.0]}
@@ -405,6 +407,7 @@ def test_joblib_round_trip_is_small_and_exact(fitted, cells):
     assert len(pickle.dumps(fitted)) < weights + 40_000  # no optimizer, no training data, weights once
 
 
+@pytest.mark.slow
 def test_a_model_loads_and_works_in_another_process(fitted, cells, tmp_path):
     joblib.dump(fitted, tmp_path / "model.joblib")
     np.save(tmp_path / "bf.npy", cells.bf)
@@ -498,6 +501,7 @@ def test_a_new_fit_forgets_the_old_one():
     assert model.image_shape_ == (32, 32)
 
 
+@pytest.mark.slow
 def test_bfloat16_learns_as_float32_does(cells):
     kwargs = {**TINY, "pretrain_epochs": 12, "learning_rate": 1e-3}
     found = {}

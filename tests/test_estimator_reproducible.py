@@ -83,6 +83,7 @@ def test_global_state_is_left_alone(cells, tmp_path, removal):
         assert_unchanged(before, "make_cell_images")
 
 
+@pytest.mark.slow
 def test_fit_within_a_callers_own_settings(cells):
     """Whatever the caller has set, fit trains as ever and leaves it."""
     expected = fit(began(), cells).transform(cells.bf)
@@ -104,6 +105,7 @@ def test_fit_within_a_callers_own_settings(cells):
         est.recalibrate(cells.bf)  # possible, whatever was set when the generator was built
 
 
+@pytest.mark.slow
 def test_random_state_is_an_integer_an_instance_or_none(cells):
     expected = fit(began(random_state=3), cells).transform(cells.bf)
     for same in (np.int64(3), np.random.RandomState(3)):
@@ -127,6 +129,7 @@ def with_random_state() -> list[Any]:
     return [item for item in found if "random_state" in inspect.signature(item).parameters]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("function", with_random_state(), ids=lambda function: function.__name__)
 def test_no_function_takes_none_for_the_global_random_state(cells, function):
     """As scikit-learn's check_random_state does. Whoever draws from the global state changes it."""

@@ -173,6 +173,7 @@ SEARCHES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SEARCHES)
 def test_searches_over_loss_weights(routing, name):
     groups = {} if name.startswith("halving") else {"groups": BATCH}

@@ -109,6 +109,7 @@ def test_standardisation_and_validation_cells_stay_and_the_order_does_not(cells,
         np.testing.assert_array_equal(old, new)
 
 
+@pytest.mark.slow
 def test_a_warm_start_is_reproducible_and_takes_other_cells(cells):
     other = make_cell_images(60, 2, 4, 16, random_state=9)  # other types and batches
     pair = [fit(fit(began(warm_start=True), cells), other) for _ in range(2)]
@@ -117,6 +118,7 @@ def test_a_warm_start_is_reproducible_and_takes_other_cells(cells):
     assert fit(pair[0], cells).cell_types_.tolist() == sorted(set(cells.cell_type))
 
 
+@pytest.mark.slow
 def test_without_warm_start_a_fit_starts_anew_and_keeps_no_discriminator(cells):
     est = fit(began(), cells)
     first = est.transform(cells.bf)

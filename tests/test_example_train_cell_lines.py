@@ -76,6 +76,7 @@ def read_table(out: Path) -> dict[str, dict[str, str]]:
         return {row["features"]: row for row in csv.DictReader(file)}
 
 
+@pytest.mark.slow
 def test_writes_everything(
     main: Callable[[list[str]], None], tree: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -106,6 +107,7 @@ def test_writes_everything(
         np.testing.assert_allclose(model.predict_image(test.bf), predicted.qpi, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_published_procedure_on_drugs(main: Callable[[list[str]], None], tree: Path, tmp_path: Path) -> None:
     data, out = tmp_path / "data", tmp_path / "results"
     for split, n_cells in (("Train", 48), ("Test", 24)):

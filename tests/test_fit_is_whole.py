@@ -105,6 +105,7 @@ def test_warnings_name_the_line_of_the_caller(cells, monkeypatch):
     assert caught[0].filename == __file__
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("where", ["between epochs", "in the checkpoint", "in the callback"])
 def test_ctrl_c_in_batch_removal_ends_with_a_complete_model_that_says_so(cells, monkeypatch, tmp_path, where):
     est = began(removal_epochs=3, checkpoint_dir=tmp_path)
@@ -273,6 +274,7 @@ def test_integers_that_floating_point_cannot_tell_apart_are_refused(cells):
     np.testing.assert_array_equal(advised, plain)
 
 
+@pytest.mark.slow
 def test_torchs_own_defaults_change_nothing(cells):
     expected = fit(began(), cells)
     features = expected.transform(cells.bf)

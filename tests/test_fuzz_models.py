@@ -65,13 +65,14 @@ def run(name: str, n: int) -> None:
     assert f"| {name} | {n} |" in done.stdout
 
 
+@pytest.mark.slow
 def test_forged_checkpoints():
     """In a process of its own: moments of other shapes once crashed the optimizer."""
     run("checkpoint, forged", 25)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "n"), [*((name, 1000) for name in NAMES), ("checkpoint, forged", 300)])
+@pytest.mark.parametrize(("name", "n"), [*((name, 300) for name in NAMES), ("checkpoint, forged", 60)])
 def test_many_damaged_and_forged_files(name, n):
     run(name, n)
 
@@ -135,6 +136,7 @@ def configurations() -> st.SearchStrategy[dict[str, Any]]:
     return st.fixed_dictionaries(drawn)
 
 
+@pytest.mark.slow
 @settings(QUICK, max_examples=60)
 @given(
     parameters=configurations(),

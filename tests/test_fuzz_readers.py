@@ -43,13 +43,13 @@ def test_any_bytes_after_a_header_are_refused_or_read_right(content):
 
 @pytest.mark.parametrize("name", ["MATLAB v7.3", "Keras"])
 def test_damaged_hdf5_files(name):
-    run(name, 150)
+    run(name, 40)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", TARGETS)
 def test_many_damaged_files(name):
-    run(name, 1500)
+    run(name, 500)
 
 
 def run(name: str, n: int) -> None:

@@ -72,6 +72,7 @@ def paired():
 
 
 # -------------------------------------------------------------------------------------------------- the right figures
+@pytest.mark.slow
 def test_every_row_is_what_the_metric_alone_gives(paired):
     X, truth, t, b = paired
     est = Cleaner(0.2)

@@ -56,6 +56,7 @@ def leakage(values: torch.Tensor, probe: str) -> float:
     return float(batch_leakage(values.numpy(), batch.numpy(), cell_type.numpy(), probe=probe))
 
 
+@pytest.mark.slow
 def test_the_profile_frees_new_cells_of_shifts_and_of_sizes_and_keeps_the_type():
     profile, losses = fit(features(0))
     new = features(1)

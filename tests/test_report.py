@@ -119,6 +119,7 @@ def test_one_page_with_everything_in_it(fitted, cells, found, tmp_path):
         assert page.says(str(label)) and page.says(str(count))
 
 
+@pytest.mark.slow
 def test_labels_are_no_markup(fitted, cells, found, tmp_path):
     batch = np.where(cells.batch == "batch0", HOSTILE, cells.batch)
     kinds = np.where(cells.cell_type == "type0", 'a" onload="x' + "$y$ ${title} ]]>", cells.cell_type)

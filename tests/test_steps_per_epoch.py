@@ -82,6 +82,7 @@ def test_validation_callback_and_history_come_before_the_first_pass_ends(cells):
     assert all("validation_image" in est.history_[stage] for stage in ("pretraining", "batch_removal"))
 
 
+@pytest.mark.slow
 def test_the_default_and_as_many_steps_as_a_pass_has_give_the_same_model(cells):
     n_steps = round(90 * 0.9) // TINY["minibatch_size"]
     assert same(fit(cells), fit(cells, steps_per_epoch=n_steps))
@@ -107,6 +108,7 @@ class Stopped(Exception):
     pass
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", ["pretraining", "batch_removal"])
 @pytest.mark.parametrize("removal", [TINY["removal"], PublishedRemoval()])
 def test_a_fit_that_was_stopped_within_a_pass_resumes_to_the_bit(cells, tmp_path, stage, removal):

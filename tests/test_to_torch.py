@@ -94,6 +94,7 @@ def test_the_callers_settings_of_torch_do_not_reach_it(fitted, cells):
     assert_reproduces(module(as_input(cells.bf)), fitted, cells.bf)
 
 
+@pytest.mark.slow
 def test_torch_export_reproduces_it_for_any_number_of_cells(fitted, cells, tmp_path):
     module, x = fitted.to_torch(), as_input(cells.bf)
     program = torch.export.export(module, (x[:4],), dynamic_shapes=({0: torch.export.Dim("n_cells")},))
@@ -103,6 +104,7 @@ def test_torch_export_reproduces_it_for_any_number_of_cells(fitted, cells, tmp_p
     assert_reproduces(exported(x[:1]), fitted, cells.bf[:1])
 
 
+@pytest.mark.slow
 def test_an_exported_file_needs_nothing_of_this_package(fitted, cells, tmp_path):
     x = as_input(cells.bf)
     dynamic = ({0: torch.export.Dim("n_cells")},)
@@ -122,6 +124,7 @@ def test_an_exported_file_needs_nothing_of_this_package(fitted, cells, tmp_path)
     assert_close(np.array(profile), fitted.transform(cells.bf))
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not EXPORTS, reason="an older torch exports to ONNX in another way")
 def test_onnx_runtime_reproduces_it_for_any_number_of_cells(fitted, cells, tmp_path):
     x = as_input(cells.bf)
@@ -174,6 +177,7 @@ def test_variants_are_reproduced(variant, cells):
     assert_reproduces(program.module()(x), variant, cells.bf)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not EXPORTS, reason="an older torch exports to ONNX in another way")
 def test_onnx_runtime_reproduces_variants(variant, cells, tmp_path):
     x = as_input(cells.bf)
