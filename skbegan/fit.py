@@ -356,7 +356,7 @@ class Stages:
             return ()
         config = replace(self.config.learned, runtime=replace(self.config.learned.runtime, compile=runtime.compile))
         dataset = replace(self.dataset, bf=_key(self.dataset.bf), qpi=_key(self.dataset.qpi))
-        code = (versions(), training_code())
+        code: tuple[Any, ...] = (versions(), training_code())
         if not self.group.synchronised:
             code = (*code, f"statistics of {self.group.world} processes")
         name = joblib.hash((config, dataset, self.seeds, self.start, *code))

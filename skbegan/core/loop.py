@@ -10,6 +10,7 @@ import itertools
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -202,7 +203,7 @@ def run_stage(
                 reached = _advanced(plan, reached, epoch, epochs, row, held_out)
                 bar.epoch(epoch + 1, epochs, {k: v for k, v in (held_out or row).items() if k in ("image", "total")})
                 info = EpochInfo(plan.name, epoch + 1, epochs, row)
-                wants_stop = group.from_first(lambda info=info: callback is not None and bool(callback(info)))
+                wants_stop = group.from_first(partial(_asked, callback, info))
                 stopped = wants_stop and epoch + 1 < epochs
                 if stopped:
                     message = f"stopped by the callback after epoch {epoch + 1} of {epochs}"
@@ -224,6 +225,10 @@ def _begun(plan: Plan, sampler: Sampler, checkpoint: Checkpoint, epochs: int) ->
     if state is None:
         return _Reached({"epoch": []}, _snapshots(plan), None), 0
     return _resumed(plan, sampler, state, checkpoint), epochs if state["stopped"] else state["epoch"] + 1
+
+
+def _asked(callback: Callback | None, info: EpochInfo) -> bool:
+    return callback is not None and bool(callback(info))
 
 
 def _written(

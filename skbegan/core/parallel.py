@@ -97,7 +97,7 @@ class Group:
         if self.world > 1:
             for module in network.modules():
                 if hasattr(module, "group"):
-                    module.group = self
+                    module.group = self  # type: ignore[assignment]
 
     @contextmanager
     def alone(self) -> Iterator[tuple[int, int]]:
@@ -115,7 +115,8 @@ class Group:
         """Replace the gradients by their means over the processes, in one exchange."""
         if self.world == 1:
             return
-        owners = [parameter for parameter in parameters if parameter.grad is not None]
+        held = {parameter: parameter.grad for parameter in parameters if parameter.grad is not None}
+        owners = list(held)
         key = sum(owner.numel() for owner in owners), owners[0].dtype
         if key not in self._buckets:
             self._buckets[key] = torch.empty(key[0], dtype=key[1], device=owners[0].device)
@@ -123,7 +124,7 @@ class Group:
         for owner in owners:
             places.append(bucket.as_strided(owner.shape, owner.stride(), start))
             start += owner.numel()
-        torch._foreach_copy_(places, [owner.grad for owner in owners])
+        torch._foreach_copy_(places, list(held.values()))
         self.sum_(bucket, "gradients").div_(self.world)
         for owner, place in zip(owners, places, strict=True):
             owner.grad = place
@@ -213,6 +214,13 @@ class Group:
         total = sum(weight for _, weight in parts)
         names = dict.fromkeys(name for part, _ in parts for name in part)
         return {name: sum(part.get(name, 0.0) for part, _ in parts) / total for name in names}
+
+    @torch.no_grad()
+    def take_over(self, network: nn.Module) -> None:
+        """Give a network, which each process has trained by itself, the numbers of the first process."""
+        if self.world > 1:
+            for values in network.state_dict().values():
+                dist.broadcast(values, src=0)
 
     def check_equal(self, what: str, value: Any) -> None:
         """Check that a value is the same in all processes.
