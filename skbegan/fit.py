@@ -15,6 +15,7 @@ import joblib
 import numpy as np
 
 from skbegan._lazy import LazyRows
+from skbegan._together import agreed_split, check_arguments
 from skbegan._version import training_code, versions
 from skbegan.checks import CellDataset
 from skbegan.config import Architecture, Config, Pretraining
@@ -22,6 +23,7 @@ from skbegan.core.checkpoint import Checkpoint
 from skbegan.core.engine import Engine, Event, new_rng, resolve_device, resolve_precision, undisturbed
 from skbegan.core.loop import Callback, StageResult, compile_networks, joined, run_stage
 from skbegan.core.networks import to_numpy
+from skbegan.core.parallel import ALONE, Group, own_device
 from skbegan.core.plans import pretraining, profile
 from skbegan.core.plans.pretraining import Start
 from skbegan.data.cells import Cells, Split
@@ -73,6 +75,9 @@ def run(
 ) -> Fit:
     """Run the stages that are due.
 
+    In processes that train together, see :mod:`skbegan.core.parallel`, each gets the same model. The first of them
+    calls the callback, shows progress, and reads and writes the cache and checkpoints; only it has events to warn of.
+
     Parameters
     ----------
     config : Config
@@ -92,13 +97,23 @@ def run(
 
     Raises
     ------
+    ValueError
+        When processes that train together cannot: minibatches cannot be shared out, or their cells are not the same.
     KeyboardInterrupt
         When Ctrl-C comes before there is a model that is better than an untrained one, or in the last stage.
     FloatingPointError
         When training diverges whatever the learning rate.
     """
     with undisturbed():
-        return Stages(config, dataset, draws, memory, reference, earlier).run(removes, keep_discriminator)
+        group = Group.found(resolve_device(config.runtime.device))
+        check_arguments(group, config, dataset, removes, earlier)
+        draws = group.from_first(lambda: draws)
+        found = Stages(config, dataset, draws, memory, reference, earlier, group).run(removes, keep_discriminator)
+        # Where processors differ, so may the last digits of what each has computed by itself.
+        found = replace(found, model=group.from_first(lambda: found.model))
+        if group.is_first:
+            return found
+        return replace(found, events=[event._replace(warns=False) for event in found.events], checkpoints=())
 
 
 class Stages:
@@ -112,13 +127,15 @@ class Stages:
         memory: Any,
         reference: int,
         earlier: FittedModel | None,
+        group: Group = ALONE,
     ) -> None:
         self.config, self.dataset, self.memory, self.earlier = config, dataset, memory, earlier
-        self.device = resolve_device(config.runtime.device)
+        self.group = group
+        self.device = own_device(resolve_device(config.runtime.device))
         self.dtype = resolve_precision(config.runtime.precision, self.device, config.architecture.base_width)
         self.seeds = dict(zip(SEEDS, draws.tolist(), strict=True))
         rows = split_validation(dataset.batch, dataset.cell_type, config.validation_fraction, self.seeds["split"])
-        self.split = self._split(*rows)
+        self.split = agreed_split(group, self._split(*rows), config.removal.minibatch_size)
         batch, cell_type = dataset.batch[rows[0]], dataset.cell_type[rows[0]]
         self.design = Design.of(batch, cell_type, dataset.n_batches, dataset.n_cell_types, reference)
         self.history: dict[str, Any] = {}
@@ -127,7 +144,7 @@ class Stages:
         self.start: Start | None = None
         if earlier is not None:
             self._go_on_from(earlier)
-        self.checkpoints = self._checkpoints()
+        self.checkpoints = group.from_first(self._checkpoints)
         self.verbose = config.runtime.verbose
         self.callback: Callback | None = config.runtime.callback
 
@@ -178,25 +195,36 @@ class Stages:
             "verbose": self.verbose,
             "checkpoint": self.checkpoints[0] if self.checkpoints else None,
             "callback": self.callback,
+            "group": self.group,
         }
         if self.start is not None or getattr(self.memory, "location", "somewhere") is None:
             return pretrain(*arguments, **options)
+        if not self.group.synchronised:
+            arguments = (*arguments[:-1], (*arguments[-1], f"statistics of {self.group.world} processes"))
         # Images that are read lazily are keyed by their content, as arrays are.
         pairs = (("bf", self.dataset.bf), ("target", self.dataset.qpi))
         digests = {name: key for name, images in pairs if isinstance(key := _key(images), str)}
         arguments = (*arguments[:-1], (*arguments[-1], *digests.items()))
         cached = self.memory.cache(pretrain, ignore=[*options, *digests])
         if not hasattr(cached, "call_and_shelve"):  # not joblib's own
+            if self.group.world > 1:
+                raise TypeError("memory must be None, a folder or a joblib.Memory where several processes fit together")
             result: StageResult = cached(*arguments, **options)
             return result
-        known = cached.check_call_in_cache(*arguments, **options)
-        kept = cached.call_and_shelve(*arguments, **options)
-        result = kept.get()
-        if not result.finished:  # half a stage is not kept
-            kept.clear()
-            if known:
-                return self._pretrain()
-        return result
+        known = self.group.from_first(lambda: bool(cached.check_call_in_cache(*arguments, **options)))
+
+        def looked_up() -> StageResult:
+            kept = cached.call_and_shelve(*arguments, **options)
+            found: StageResult = kept.get()
+            if not found.finished:  # half a stage is not kept
+                kept.clear()
+            return found
+
+        if known:
+            result = self.group.from_first(looked_up)
+            return result if result.finished else self._pretrain()
+        # All train, and the first keeps what comes of it.
+        return looked_up() if self.group.is_first else pretrain(*arguments, **options)
 
     def _remove_batch(self, start: Start) -> StageResult:
         config = self.config
@@ -286,7 +314,7 @@ class Stages:
     # What they have in common -------------------------------------------------------------------------------------
 
     def _engine(self, seeds: Mapping[str, int]) -> Engine:
-        return Engine(self.device, self.dtype, seeds)
+        return Engine(self.device, self.dtype, seeds, self.group)
 
     def _cells(self) -> tuple[Cells, Cells | None]:
         data = self.dataset
@@ -328,7 +356,10 @@ class Stages:
             return ()
         config = replace(self.config.learned, runtime=replace(self.config.learned.runtime, compile=runtime.compile))
         dataset = replace(self.dataset, bf=_key(self.dataset.bf), qpi=_key(self.dataset.qpi))
-        name = joblib.hash((config, dataset, self.seeds, self.start, versions(), training_code()))
+        code: tuple[Any, ...] = (versions(), training_code())
+        if not self.group.synchronised:
+            code = (*code, f"statistics of {self.group.world} processes")
+        name = joblib.hash((config, dataset, self.seeds, self.start, *code))
         folder = Path(runtime.checkpoint_dir)
         checkpoints = tuple(Checkpoint(folder / f"began-{name}-stage{stage}.pt") for stage in (1, 2))
         checkpoints[0].prepare()
@@ -358,6 +389,7 @@ def pretrain(
     verbose: int = 0,
     checkpoint: Checkpoint | None = None,
     callback: Callback | None = None,
+    group: Group = ALONE,
 ) -> StageResult:
     """Run stage 1: a function of its own, since its result is cached by its positional arguments.
 
@@ -379,10 +411,11 @@ def pretrain(
     verbose : int, default=0
     checkpoint : Checkpoint, optional
     callback : callable, optional
+    group : Group, optional
     """
     precision, compiled, device = runtime
     where = resolve_device(device)
-    engine = Engine(where, resolve_precision(precision, where, architecture.base_width), seeds)
+    engine = Engine(where, resolve_precision(precision, where, architecture.base_width), seeds, group)
     no_labels = np.zeros(len(bf), dtype=np.int64)
     cells, validation = Cells.of_split(bf, target, no_labels, no_labels, split, engine.device, engine.dtype)
     config = Config(architecture, stage)

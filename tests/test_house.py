@@ -77,6 +77,7 @@ def test_leaves_and_the_ground_floor_import_nothing_from_above():
 def test_within_the_core_imports_run_one_way():
     order = [
         "cpu_kernels",
+        "parallel",
         "engine",
         "losses",
         "descriptors",

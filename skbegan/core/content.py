@@ -56,9 +56,9 @@ class DescriptorLoss:
         engine.optimize(HEAD, self.head.parameters(), HEAD_LEARNING_RATE)
 
     def wanted(self, cells: Minibatch) -> Tensor:
-        """Return the descriptors of the cells of a minibatch of training cells."""
-        assert cells.position is not None
-        return self.values[cells.position].to(cells.target.dtype)
+        """Return the descriptors of the cells of a minibatch of training cells, of all processes."""
+        assert cells.whole.position is not None
+        return self.values[cells.whole.position].to(cells.target.dtype)
 
     def update(self, features: Tensor, wanted: Tensor) -> Tensor:
         """Take one step of the head, on features that stay."""

@@ -11,6 +11,8 @@ from typing import NamedTuple, TypeVar
 import torch
 from torch import Tensor, nn
 
+from skbegan.core.parallel import ALONE, Group
+
 Network = TypeVar("Network", bound=nn.Module)
 MIN_BFLOAT16_WIDTH = 32  # of networks that a CPU may run in bfloat16: in narrower ones it does not pay
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
@@ -156,6 +158,8 @@ class Engine:
         Arithmetic of the networks, see :func:`resolve_precision`.
     seeds : mapping of str to int, optional
         Of the random streams: ``"weights"``, ``"order"``, ``"dropout"``, ``"classifiers"``, as the stage needs them.
+    group : Group, optional
+        Of processes that train together; by default this one is alone.
 
     Attributes
     ----------
@@ -165,16 +169,21 @@ class Engine:
     """
 
     def __init__(
-        self, device: torch.device, dtype: torch.dtype = torch.float32, seeds: Mapping[str, int] | None = None
+        self,
+        device: torch.device,
+        dtype: torch.dtype = torch.float32,
+        seeds: Mapping[str, int] | None = None,
+        group: Group = ALONE,
     ) -> None:
-        self.device, self.dtype = device, dtype
+        self.device, self.dtype, self.group = device, dtype, group
         self.rngs = {
             name: new_rng(seed, device if name == "dropout" else "cpu") for name, seed in (seeds or {}).items()
         }
         self.optimizers: dict[str, Adam] = {}
 
     def place(self, network: Network) -> Network:
-        """Move a network to the device, see :func:`place`."""
+        """Move a network to the device, see :func:`place`, and make it one of those of all processes."""
+        self.group.join(network)
         return place(network, self.device, self.dtype)
 
     def autocast(self) -> contextlib.AbstractContextManager[object]:
@@ -186,14 +195,18 @@ class Engine:
         self.optimizers[name] = Adam(parameters, learning_rate)
 
     def descend(self, name: str, loss: Tensor) -> None:
-        """Take one step of an optimizer down the gradient of a loss."""
+        """Take one step of an optimizer down the gradient of a loss, the mean over the processes."""
         optimizer = self.optimizers[name]
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
+        self.group.mean_gradients(parameter for part in optimizer.param_groups for parameter in part["params"])
         optimizer.step()
 
     def apart(self) -> Engine:
-        """Return an engine of the same device and precision for a fit of its own within the stage."""
+        """Return an engine of the same device and precision for a fit of its own within the stage.
+
+        Where several processes train together each of them does all of it, to the same end.
+        """
         return Engine(self.device, self.dtype)
 
 

@@ -6,9 +6,11 @@ losses, progress, resuming, interruption, and what to do when a loss or a weight
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -19,6 +21,7 @@ from skbegan.core.checkpoint import Checkpoint, check_optimizer, check_plan_stat
 from skbegan.core.engine import Engine, Event, new_rng
 from skbegan.core.losses import History
 from skbegan.core.networks import Discriminator, Generator, Weights, snapshot, to_numpy, untracked
+from skbegan.core.parallel import Group, Interrupts
 from skbegan.data.cells import Cells, Minibatch
 from skbegan.data.sampler import Sampler, in_order
 
@@ -120,11 +123,14 @@ class _Sums:
             value = value.detach() * weight
             self._sums[name] = self._sums[name] + value if name in self._sums else value
 
-    def means(self) -> dict[str, float]:
-        if not self._sums:
+    def means(self, group: Group) -> dict[str, float]:
+        if group.world == 1 and not self._sums:
             return {}
-        values = torch.stack([value.to(torch.float64) for value in self._sums.values()]) / self._weight
-        return dict(zip(self._sums, values.tolist(), strict=True))
+        values = [value.to(torch.float64) for value in self._sums.values()]
+        if group.world == 1:
+            return dict(zip(self._sums, (torch.stack(values) / self._weight).tolist(), strict=True))
+        sums = torch.stack(values).tolist() if values else []
+        return group.mean_of(dict(zip(self._sums, sums, strict=True)), self._weight)
 
 
 def run_stage(
@@ -155,9 +161,10 @@ def run_stage(
     verbose : int, default=0
         Positive for a progress bar.
     checkpoint : Checkpoint, optional
-        Written after every epoch; a matching one is gone on from.
+        Written after every epoch; a matching one is gone on from. With several processes by the first of them.
     callback : callable, optional
-        Called after every epoch with an :class:`EpochInfo`; what it returns, if true, ends the stage.
+        Called after every epoch with an :class:`EpochInfo`; what it returns, if true, ends the stage. With several
+        processes that of the first is called, there.
 
     Returns
     -------
@@ -170,16 +177,20 @@ def run_stage(
     FloatingPointError
         When no epoch ended with finite losses and weights, whatever the learning rate.
     """
-    checkpoint = checkpoint or Checkpoint(None)
+    checkpoint, group = checkpoint or Checkpoint(None), plan.engine.group
     sampler = Sampler(len(cells), minibatch_size, plan.engine.rngs["order"], steps_per_epoch)
     reached, first_epoch = _begun(plan, sampler, checkpoint, epochs)
     interrupted = stopped = False
     name, total, done = plan.name.replace("_", " "), epochs * sampler.n_steps, first_epoch * sampler.n_steps
-    with Progress(name, total, initial=done, verbose=verbose, has_epochs=True) as bar:
+    watched = verbose if group.is_first else 0
+    with (
+        Progress(name, total, initial=done, verbose=watched, has_epochs=True) as bar,
+        Interrupts(group) as interrupts,
+    ):
         epoch = first_epoch
         try:
             for epoch in range(first_epoch, epochs):
-                means, held_out = _run_epoch(plan, cells, validation, epoch, epochs, sampler, bar)
+                means, held_out = _run_epoch(plan, cells, validation, epoch, epochs, sampler, bar, interrupts)
                 row = means | {f"validation_{name}": value for name, value in held_out.items()}
                 faults = [name for name, value in row.items() if not math.isfinite(value)]
                 if faults:
@@ -191,14 +202,14 @@ def run_stage(
                 del row[_WEIGHTS]
                 reached = _advanced(plan, reached, epoch, epochs, row, held_out)
                 bar.epoch(epoch + 1, epochs, {k: v for k, v in (held_out or row).items() if k in ("image", "total")})
-                wants_stop = callback is not None and bool(callback(EpochInfo(plan.name, epoch + 1, epochs, row)))
+                info = EpochInfo(plan.name, epoch + 1, epochs, row)
+                wants_stop = group.from_first(partial(_asked, callback, info))
                 stopped = wants_stop and epoch + 1 < epochs
                 if stopped:
                     message = f"stopped by the callback after epoch {epoch + 1} of {epochs}"
                     plan.events.append(Event(plan.name, message, warns=False))
                 if checkpoint.path is not None:
-                    failure = checkpoint.write({**_capture(plan, sampler, epoch, reached), "stopped": stopped})
-                    _note_once(plan, failure)
+                    _note_once(plan, _written(checkpoint, plan, sampler, epoch, reached, stopped))
                 if stopped:
                     break
         except KeyboardInterrupt:
@@ -210,10 +221,23 @@ def run_stage(
 
 def _begun(plan: Plan, sampler: Sampler, checkpoint: Checkpoint, epochs: int) -> tuple[_Reached, int]:
     """Return what there is before the first epoch that is to be run, and which that is."""
-    state = checkpoint.read(plan.name, epochs)
+    state = plan.engine.group.from_first(lambda: checkpoint.read(plan.name, epochs))
     if state is None:
         return _Reached({"epoch": []}, _snapshots(plan), None), 0
     return _resumed(plan, sampler, state, checkpoint), epochs if state["stopped"] else state["epoch"] + 1
+
+
+def _asked(callback: Callback | None, info: EpochInfo) -> bool:
+    return callback is not None and bool(callback(info))
+
+
+def _written(
+    checkpoint: Checkpoint, plan: Plan, sampler: Sampler, epoch: int, reached: _Reached, stopped: bool
+) -> str | None:
+    """Write a checkpoint in the first process; return what went wrong."""
+    return plan.engine.group.from_first(
+        lambda: checkpoint.write({**_capture(plan, sampler, epoch, reached), "stopped": stopped})
+    )
 
 
 def _ended(plan: Plan, reached: _Reached, epochs: int, interrupted: bool, stopped: bool) -> StageResult:
@@ -238,20 +262,35 @@ _WEIGHTS = "weights"  # the sum of all weights' sizes among the losses of an epo
 
 
 def _run_epoch(
-    plan: Plan, cells: Cells, validation: Cells | None, epoch: int, epochs: int, sampler: Sampler, bar: Progress
+    plan: Plan,
+    cells: Cells,
+    validation: Cells | None,
+    epoch: int,
+    epochs: int,
+    sampler: Sampler,
+    bar: Progress,
+    interrupts: Interrupts,
 ) -> tuple[dict[str, float], dict[str, float]]:
     """Train for an epoch and validate; return the means of training and of validation losses."""
     plan.begin_epoch(epoch, cells)
-    losses, held_out = _Sums(), _Sums()
+    losses, held_out, group = _Sums(), _Sums(), plan.engine.group
     for index, positions in enumerate(sampler.epoch()):
-        losses.add(plan.step(cells.take(positions), (epoch + index / sampler.n_steps) / epochs))
+        minibatch = cells.take(positions, group.rank, group.world)
+        losses.add(plan.step(minibatch, (epoch + index / sampler.n_steps) / epochs))
         bar.update()
+        interrupts.check()
+    group.average_statistics(plan.networks.values())
     if validation is not None:
-        for positions in in_order(len(validation), max(sampler.minibatch_size, 64)):
-            held_out.add(plan.validate(validation.take(positions)), len(positions))
+        with group.alone() as (rank, world):  # each process takes whole minibatches: no cell needs another one's
+            parts = in_order(len(validation), max(sampler.minibatch_size, 64))
+            for positions in itertools.islice(parts, rank, None, world):
+                held_out.add(plan.validate(validation.take(positions)), len(positions))
     values = [v for network in plan.networks.values() for v in network.state_dict().values() if v.is_floating_point()]
-    losses.add({_WEIGHTS: torch.stack([norm.to(torch.float64) for norm in torch._foreach_norm(values)]).sum()}, 0)
-    return losses.means(), held_out.means()  # the only wait for the device in an epoch
+    size = torch.stack([norm.to(torch.float64) for norm in torch._foreach_norm(values)]).sum()
+    losses.add({_WEIGHTS: size}, 0)
+    if group.world > 1:
+        group.check_together(float(size), plan.engine.rngs.values())
+    return losses.means(group), held_out.means(group)  # the only wait for the device in an epoch
 
 
 def _advanced(

@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from skbegan.data.cells import Minibatch
+from skbegan.data.cells import Minibatch, Whole
 
 Losses = dict[str, Tensor]
 History = dict[str, list[float]]
@@ -98,11 +98,11 @@ class BatchAlignment:
         """Empty the memory."""
         self._features = self._groups = None
 
-    def _group(self, cells: Minibatch) -> Tensor:
+    def _group(self, cells: Minibatch | Whole) -> Tensor:
         return cells.cell_type * self.n_batches + cells.batch
 
     @torch.no_grad()
-    def remember(self, cells: Minibatch, features: Tensor) -> None:
+    def remember(self, cells: Minibatch | Whole, features: Tensor) -> None:
         """Add the features of a minibatch to the memory, which forgets the oldest."""
         features, groups = features.detach(), self._group(cells)
         if self._features is not None and self._groups is not None:
@@ -115,7 +115,7 @@ class BatchAlignment:
         counts = features.new_zeros(self.n_groups, 1).index_add(0, groups, ones)
         return features.new_zeros(self.n_groups, features.shape[1]).index_add(0, groups, features), counts
 
-    def loss(self, cells: Minibatch, features: Tensor) -> Tensor:
+    def loss(self, cells: Minibatch | Whole, features: Tensor) -> Tensor:
         """Return ``log(1 + D**2)``, averaged over groups; D is a batch's distance from the centre of its type.
 
         The gradient reaches the features of the minibatch, whose means are mixed into those of the memory.

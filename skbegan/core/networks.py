@@ -23,6 +23,7 @@ from skbegan.core import cpu_kernels
 from skbegan.core.descriptors import Descriptors
 from skbegan.core.engine import Network, new_rng, place
 from skbegan.core.outputs import ImageErasure, ProfileMap
+from skbegan.core.parallel import ALONE, BatchNorm2d, Group
 
 Weights = dict[str, np.ndarray]
 
@@ -38,7 +39,7 @@ CHANNELS_TOGETHER = {"batch": 0, "instance": 1, "group": 8}  # that are normalis
 
 
 def _batch_norm(n_channels: int) -> nn.BatchNorm2d:
-    return nn.BatchNorm2d(n_channels, eps=BN_EPS, momentum=BN_MOMENTUM)
+    return BatchNorm2d(n_channels, eps=BN_EPS, momentum=BN_MOMENTUM)
 
 
 def _norm(n_channels: int, side: int, together: int) -> nn.Module:
@@ -109,6 +110,8 @@ class Encoding(nn.Module):
 class Decoding(nn.Module):
     """Stride-2 transposed convolution and normalisation, with optional dropout; the ReLU follows the concatenation."""
 
+    group: Group = ALONE
+
     def __init__(
         self, in_channels: int, out_channels: int, dropout: float = 0.0, *, side: int = 0, together: int = 0
     ) -> None:
@@ -120,14 +123,14 @@ class Decoding(nn.Module):
     def forward(self, x: Tensor, skip: Tensor, rng: torch.Generator | None) -> Tensor:
         x = self.norm(self.conv(x))
         if self.dropout and rng is not None:
-            x = _dropout(x, self.dropout, rng)
+            x = _dropout(x, self.dropout, rng, self.group)
         return F.relu(torch.cat([x, skip], dim=1))
 
 
-def _dropout(x: Tensor, p: float, rng: torch.Generator) -> Tensor:
+def _dropout(x: Tensor, p: float, rng: torch.Generator, group: Group = ALONE) -> Tensor:
     """Inverted dropout whose mask comes from `rng`, so that the global random state is left alone."""
-    keep = torch.empty_like(x).bernoulli_(1.0 - p, generator=rng)
-    return x * keep / (1.0 - p)
+    keep = group.whole_like(x).bernoulli_(1.0 - p, generator=rng)
+    return x * group.own_of(keep) / (1.0 - p)
 
 
 def check_side(side: int) -> int:

@@ -12,15 +12,37 @@ from torch import Tensor
 from skbegan.data.source import ImageSource, Scaling
 
 
+class Whole(NamedTuple):
+    """Codes of the minibatch of all processes that train together, and at which cell of it the own part begins."""
+
+    batch: Tensor
+    cell_type: Tensor
+    position: Tensor | None
+    start: int
+
+
 @dataclass(frozen=True)
 class Minibatch:
-    """Some cells on the device: brightfield, target, codes of batch and type, position in their :class:`Cells`."""
+    """Some cells on the device: brightfield, target, codes of batch and type, position in their :class:`Cells`.
+
+    With several processes it is the part of one of them, and `part_of` tells of the others' cells.
+    """
 
     source: Tensor
     target: Tensor
     batch: Tensor
     cell_type: Tensor
     position: Tensor | None = None
+    part_of: Whole | None = None
+
+    @property
+    def whole(self) -> Whole:
+        """Codes of the cells of all processes."""
+        return self.part_of or Whole(self.batch, self.cell_type, self.position, 0)
+
+    def own(self, draws: Tensor, axis: int = 0) -> Tensor:
+        """Return, of what was drawn for the cells of all processes, what is of these."""
+        return draws if self.part_of is None else draws.narrow(axis, self.part_of.start, len(self))
 
     def __len__(self) -> int:
         return len(self.source)
@@ -92,17 +114,28 @@ class Cells:
     def out_channels(self) -> int:
         return self.target.n_channels
 
-    def take(self, indices: Tensor) -> Minibatch:
-        """Return the cells at `indices`, a CPU tensor of positions within this set."""
-        rows = self.rows[indices.numpy()]
+    def take(self, indices: Tensor, rank: int = 0, world: int = 1) -> Minibatch:
+        """Return the cells at `indices`, a CPU tensor of positions within this set.
+
+        With several processes, `world`, those of the process `rank`: an equal part of them, in order.
+        """
+        size = len(indices) // world
+        start = rank * size
+        rows = self.rows[indices[start : start + size].numpy()]
         place = indices.to(self.bf.device, non_blocking=True)
-        return Minibatch(self.bf.take(rows), self.target.take(rows), self.batch[place], self.cell_type[place], place)
+        batch, cell_type = self.batch[place], self.cell_type[place]
+        part_of = None
+        if world > 1:
+            part_of = Whole(batch, cell_type, place, start)
+            batch, cell_type, place = (codes[start : start + size] for codes in (batch, cell_type, place))
+        return Minibatch(self.bf.take(rows), self.target.take(rows), batch, cell_type, place, part_of)
 
 
 def symmetry(cells: Minibatch, rng: torch.Generator) -> Minibatch:
     """Flip and turn each pair of images at random: one of the eight symmetries of the square per cell."""
     source, target = cells.source, cells.target
-    coins = torch.rand(3, len(cells), 1, 1, 1, generator=rng).to(source.device, non_blocking=True) < 0.5
+    drawn = cells.own(torch.rand(3, len(cells.whole.batch), 1, 1, 1, generator=rng), axis=1)
+    coins = drawn.to(source.device, non_blocking=True) < 0.5
     changes = (lambda x: x.flip(2), lambda x: x.flip(3), lambda x: x.transpose(2, 3))
     for coin, change in zip(coins, changes, strict=True):
         source = torch.where(coin, change(source), source)

@@ -200,9 +200,10 @@ class BatchStyles:
         moved = self._restyle(0, cells.source, cells, share)
         if self._styles is None or share == 0 or self.unseen_spread == 0:
             return moved
-        device, shape = cells.source.device, (2, len(cells), self.n_batches)
-        chance = torch.rand(len(cells), generator=self.rng).to(device, non_blocking=True)
-        mixes = torch.randn(shape, generator=self.rng).to(device, moved.dtype, non_blocking=True)
+        device, n = cells.source.device, len(cells.whole.batch)
+        chance = cells.own(torch.rand(n, generator=self.rng)).to(device, non_blocking=True)
+        mixes = cells.own(torch.randn(2, n, self.n_batches, generator=self.rng), axis=1)
+        mixes = mixes.to(device, moved.dtype, non_blocking=True)
         # As many draws as there are batches scatter as one batch does when each counts by the root of their number.
         comparable = self._comparable[cells.cell_type].to(moved.dtype)
         mixes = mixes * comparable * self.unseen_spread / comparable.sum(1, keepdim=True).clamp(min=1).sqrt()
@@ -245,7 +246,8 @@ class BatchStyles:
         """Give a share of the cells the style of a batch drawn from all that compare with their own, it included."""
         if self._styles is None or share == 0:
             return images
-        chance, draw = torch.rand(2, len(cells), generator=self.rng).to(images.device, non_blocking=True)
+        draws = cells.own(torch.rand(2, len(cells.whole.batch), generator=self.rng), axis=1)
+        chance, draw = draws.to(images.device, non_blocking=True)
         drawn = (draw[:, None] >= self._cumulative[cells.cell_type]).sum(1).clamp(max=self.n_batches - 1)
         known = self._row[cells.cell_type, cells.batch] >= 0
         after = torch.where((chance < share) & known, drawn, cells.batch)

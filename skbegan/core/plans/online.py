@@ -39,7 +39,7 @@ from skbegan.core.losses import (
 )
 from skbegan.core.networks import Discriminator, Generator, frozen, new_network, untracked
 from skbegan.core.plans.pretraining import ConditionalGAN, Start, networks_of
-from skbegan.data.cells import Cells, Minibatch, symmetry
+from skbegan.data.cells import Cells, Minibatch, Whole, symmetry
 from skbegan.data.sampler import Sampler
 from skbegan.data.style import BatchStyles
 from skbegan.design import Design
@@ -141,12 +141,12 @@ class OnlinePlan(ConditionalGAN):
             losses |= self.update_discriminator(cells, image)
         losses |= self.update_classifiers(cells, image, features)
         if self.alignment is not None:
-            self.alignment.remember(cells, features)
+            self.alignment.remember(cells.whole, features)
         readers = [*self.classifiers.values(), *self.adversaries.values()]
         with frozen(self.discriminator), frozen(*readers, batch_statistics=True):
             losses |= self.generator_losses(cells, image, features)
             if self.alignment is not None:
-                losses["alignment"] = self.alignment.loss(cells, features)
+                losses["alignment"] = self.alignment.loss(cells.whole, features)
             losses |= self.content_losses(cells, features, second)
             if "decorrelation" in weights:
                 losses["decorrelation"] = decorrelation(features)
@@ -200,22 +200,27 @@ class OnlinePlan(ConditionalGAN):
         """Return the share of the generator's learning rate: it falls to 0 over the last part of the stage."""
         return min(1.0, (1.0 - progress) / self.method.decay) if self.method.decay else 1.0
 
+    def generate(self, source: Tensor, rng: torch.Generator | None) -> tuple[Tensor, Tensor]:
+        """Return the images of the cells, and the features of those of all processes: the losses compare them."""
+        image, features = super().generate(source, rng)
+        return image, self.engine.group.gather(features)
+
     def encode(self, source: Tensor) -> Tensor:
-        """Return features in full precision."""
+        """Return features in full precision, of the cells of all processes."""
         with self.engine.autocast():
             features = self.generator.encode(source, self.leak)[0]
-        return features.to(source.dtype)
+        return self.engine.group.gather(features.to(source.dtype))
 
     def generator_losses(self, cells: Minibatch, image: Tensor, features: Tensor) -> Losses:
         """Return the losses of the generator that need the discriminator and the classifiers, unweighted."""
         losses = self.image_losses(cells, image, self.weights)
         for name, network in self.classifiers.items():
-            logits = self.logits(name, network, image, features, cells.cell_type)
-            losses[name] = F.cross_entropy(logits, cells.cell_type)
-        target = self.targets[cells.cell_type].to(features.dtype)
+            logits = self.logits(name, network, image, features, cells)
+            losses[name] = F.cross_entropy(logits, self.read_by(name, cells).cell_type)
         for name, network in self.adversaries.items():
             # The divergence from the target: at 0 the adversary predicts the batch no better than the cell type does.
-            logits = self.logits(name, network, image, features, cells.cell_type)
+            logits = self.logits(name, network, image, features, cells)
+            target = self.targets[self.read_by(name, cells).cell_type].to(features.dtype)
             loss = F.kl_div(F.log_softmax(logits, 1), target, reduction="batchmean")
             if name.endswith("image"):
                 losses["batch_image"] = loss
@@ -230,20 +235,25 @@ class OnlinePlan(ConditionalGAN):
         for repeat in range(self.method.adversary_steps):
             readers = self.feature_adversaries() if repeat else self.classifiers | self.adversaries
             for name, network in readers.items():
-                truth = cells.cell_type if name in self.classifiers else cells.batch
-                loss = F.cross_entropy(self.logits(name, network, image, features, cells.cell_type), truth)
+                codes = self.read_by(name, cells)
+                truth = codes.cell_type if name in self.classifiers else codes.batch
+                loss = F.cross_entropy(self.logits(name, network, image, features, cells), truth)
                 self.engine.descend(name, loss)
                 losses[name if name in self.adversaries else f"{name}_classifier"] = loss
         return losses
 
-    def logits(self, name: str, network: nn.Module, image: Tensor, features: Tensor, cell_type: Tensor) -> Tensor:
+    def read_by(self, name: str, cells: Minibatch) -> Minibatch | Whole:
+        """Return the codes of the cells that a classifier sees: of images the own ones, of features all there are."""
+        return cells if name.endswith("image") else cells.whole
+
+    def logits(self, name: str, network: nn.Module, image: Tensor, features: Tensor, cells: Minibatch) -> Tensor:
         """Return a classifier's logits; adversaries also get the cell type, and so learn what it does not explain."""
         seen = image if name.endswith("image") else standardised(features)
         with self.engine.autocast():
             if name in self.classifiers:
                 logits = network(seen)
             else:
-                logits = network(seen, self.one_hot[cell_type].to(seen.dtype))
+                logits = network(seen, self.one_hot[self.read_by(name, cells).cell_type].to(seen.dtype))
         in_full: Tensor = logits.to(seen.dtype)
         return in_full
 
@@ -313,13 +323,16 @@ class OnlinePlan(ConditionalGAN):
         sampler = Sampler(len(cells), self.config.minibatch_size, rng, self.config.steps_per_epoch)
         for _ in range(self.method.warmup_epochs):
             for positions in sampler.epoch():
-                minibatch, _ = self.views(cells.take(positions))
+                minibatch, _ = self.views(cells.take(positions, self.engine.group.rank, self.engine.group.world))
                 with torch.no_grad(), untracked(self.generator):
                     image, features = self.generate(minibatch.source, self.engine.rngs["dropout"])
                 self.update_classifiers(minibatch, image, features)
 
     def renew(self, name: str, cells: Cells) -> None:
-        """Replace one feature adversary by a new one, fitted to the features as they are now."""
+        """Replace one feature adversary by a new one, fitted to the features as they are now.
+
+        Of several processes each does all of it.
+        """
         features, chosen = self._features(cells)
         features = standardised(features)
         condition = self.one_hot[cells.cell_type[chosen]].to(features.dtype)
@@ -341,13 +354,14 @@ class OnlinePlan(ConditionalGAN):
                 break
             self.events.append(Event(self.name, "a new adversary did not learn and was started again", warns=False))
         network.load_state_dict(fresh.state_dict())
+        self.engine.group.take_over(network)
         self.engine.optimize(name, network.parameters(), rate)
 
     @torch.no_grad()
     def _features(self, cells: Cells) -> tuple[Tensor, Tensor]:
         """Return features of cells spread evenly over all, at most `KNOWN_CELLS`, and which cells they are."""
         chosen = torch.linspace(0, len(cells) - 1, min(len(cells), KNOWN_CELLS), dtype=torch.float64).round().long()
-        with untracked(self.generator), self.engine.autocast():
+        with self.engine.group.alone(), untracked(self.generator), self.engine.autocast():
             parts = chosen.tensor_split(-(-len(chosen) // max(64, self.config.minibatch_size)))
             features = torch.cat([self.generator.encode(cells.take(part).source)[0] for part in parts])
         dtype = torch.float64 if self.engine.dtype is torch.float64 else torch.float32

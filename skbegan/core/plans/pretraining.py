@@ -198,7 +198,7 @@ def networks_of(
     start: Start, architecture: Architecture, cells: Cells, engine: Engine
 ) -> tuple[Generator, Discriminator]:
     """Return the networks that a stage starts from, on the device."""
-    generator = generator_of(without_outputs(start.generator), engine.device, engine.dtype)
+    generator = engine.place(generator_of(without_outputs(start.generator), engine.device, engine.dtype))
     discriminator = engine.place(new_discriminator(architecture, cells, torch.Generator().manual_seed(0)))
     return generator, from_numpy(discriminator, start.discriminator)
 

@@ -180,11 +180,18 @@ class PublishedPlan(ConditionalGAN):
     # Between the stages and at each refresh -----------------------------------------------------------------------
 
     def begin_epoch(self, epoch: int, cells: Cells) -> None:
-        """Fit the classifiers before the first epoch, and those of the batch anew every so many."""
-        if epoch == 0:
-            self.fit_classifiers(cells)
+        """Fit the classifiers before the first epoch, and those of the batch anew every so many.
+
+        Of several processes each does all of it.
+        """
+        with self.engine.group.alone():
+            if epoch == 0:
+                self.fit_classifiers(cells)
+            if epoch % self.config.refresh_epochs == 0:
+                self.refresh(cells)
         if epoch % self.config.refresh_epochs == 0:
-            self.refresh(cells)
+            for network in self.classifiers.values():
+                self.engine.group.take_over(network)
 
     @torch.no_grad()
     def _generate_all(self, cells: Cells, want_images: bool) -> tuple[Tensor, Tensor]:
