@@ -15,6 +15,7 @@ import joblib
 import numpy as np
 
 from skbegan._lazy import LazyRows
+from skbegan._turns import turn
 from skbegan._version import training_code, versions
 from skbegan.checks import CellDataset
 from skbegan.config import Architecture, Config, Pretraining
@@ -162,17 +163,14 @@ class Stages:
     # Stages -------------------------------------------------------------------------------------------------------
 
     def _pretrain(self) -> StageResult:
-        # The cache is keyed by these arguments: only what stage 1 depends on may be among them.
-        arguments: tuple[Any, ...] = (
-            self.dataset.bf,
-            self.dataset.qpi,
+        stage_1: tuple[Any, ...] = (
             self.split,
             self.config.architecture,
             self.config.pretraining,
             (self.config.runtime.precision, self.config.runtime.compile, str(self.device)),
             {name: self.seeds[name] for name in ("weights", "order", "dropout")},
-            (versions(), training_code()),
         )
+        images = self.dataset.bf, self.dataset.qpi
         options: dict[str, Any] = {
             "start": self.start,
             "verbose": self.verbose,
@@ -180,23 +178,27 @@ class Stages:
             "callback": self.callback,
         }
         if self.start is not None or getattr(self.memory, "location", "somewhere") is None:
-            return pretrain(*arguments, **options)
-        # Images that are read lazily are keyed by their content, as arrays are.
-        pairs = (("bf", self.dataset.bf), ("target", self.dataset.qpi))
-        digests = {name: key for name, images in pairs if isinstance(key := _key(images), str)}
-        arguments = (*arguments[:-1], (*arguments[-1], *digests.items()))
-        cached = self.memory.cache(pretrain, ignore=[*options, *digests])
-        if not hasattr(cached, "call_and_shelve"):  # not joblib's own
-            result: StageResult = cached(*arguments, **options)
-            return result
-        known = cached.check_call_in_cache(*arguments, **options)
-        kept = cached.call_and_shelve(*arguments, **options)
-        result = kept.get()
-        if not result.finished:  # half a stage is not kept
-            kept.clear()
-            if known:
-                return self._pretrain()
-        return result
+            return pretrain(*images, *stage_1, **options)
+        # Only what stage 1 depends on may be in the key. Images that are read lazily are known by their content.
+        known_by = (*map(_key, images), *stage_1, versions(), training_code())
+        key = joblib.hash(known_by, coerce_mmap=True)
+        cached = self.memory.cache(_whole_pretraining, ignore=["images", "stage_1", "options"])
+
+        def result() -> StageResult:
+            return cached(key, images, stage_1, options)  # type: ignore[no-any-return]
+
+        try:
+            shared = getattr(self.memory, "backend", "") == "local" and hasattr(cached, "check_call_in_cache")
+            if not shared or cached.check_call_in_cache(key, images, stage_1, options):
+                return result()
+            # Fits that miss together would all train: the others wait for the first, and then find what it left.
+            place = Path(self.memory.location) / "skbegan-locks" / f"{key}.lock"
+            with turn(place, "stage 1 of the same data and parameters", verbose=self.verbose) as alone:
+                if alone:
+                    self.events.append(Event("pretraining", alone))
+                return result()
+        except _Unfinished as half:
+            return half.result
 
     def _remove_batch(self, start: Start) -> StageResult:
         config = self.config
@@ -352,14 +354,13 @@ def pretrain(
     stage: Pretraining,
     runtime: tuple[str, bool, str],
     seeds: Mapping[str, int],
-    code: tuple[Any, ...],
     *,
     start: Start | None = None,
     verbose: int = 0,
     checkpoint: Checkpoint | None = None,
     callback: Callback | None = None,
 ) -> StageResult:
-    """Run stage 1: a function of its own, since its result is cached by its positional arguments.
+    """Run stage 1: a function of its own, since its result is cached.
 
     Parameters
     ----------
@@ -371,9 +372,6 @@ def pretrain(
         Precision, whether to compile, device.
     seeds : mapping of str to int
         ``weights``, ``order`` and ``dropout``.
-    code : tuple
-        Versions and code that train, and digests of images that are read lazily: not used, but others make another
-        entry in a cache.
     start : Start, optional
         By default new networks.
     verbose : int, default=0
@@ -400,6 +398,22 @@ def pretrain(
         checkpoint=checkpoint,
         callback=callback,
     )
+
+
+class _Unfinished(Exception):
+    """Stage 1 was stopped early: raised where it is cached, since what raises is not kept."""
+
+    def __init__(self, result: StageResult) -> None:
+        super().__init__("stage 1 was stopped early")
+        self.result = result
+
+
+def _whole_pretraining(key: str, images: Any, stage_1: Any, options: Mapping[str, Any]) -> StageResult:
+    """Run stage 1, cached by a key that stands for all that it depends on."""
+    result = pretrain(*images, *stage_1, **options)
+    if not result.finished:
+        raise _Unfinished(result)
+    return result
 
 
 def _key(images: Any) -> Any:
