@@ -16,7 +16,7 @@ than the median of the trials before.
   read: the adversaries of the training lag behind.
 
 The best of many trials is lucky on the cells that chose it. So the chosen setting and an untuned one are fitted anew
-with three seeds and compared on cells that nobody has tuned on. Takes some minutes on two cores.
+with three seeds and compared on cells that nobody has tuned on. Takes several minutes on two cores.
 
 The study is kept in a file. The same command run again adds trials to it, and several processes, also on several
 machines that share the folder, work on it together: give each its own `--seed`.
