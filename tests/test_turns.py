@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
+import shutil
 import subprocess
 import sys
 import threading
@@ -102,8 +104,9 @@ def test_a_killed_process_frees_the_lock(tmp_path):
         assert reason == ""
 
 
-def test_stage_1_is_trained_under_its_lock(tmp_path, cells):
-    """Another process that misses the same entry of the cache finds it taken; one that hits does not look."""
+def test_stage_1_is_trained_under_its_lock(tmp_path, monkeypatch, cells):
+    """Another process that misses the same entry of the cache finds it taken; one that hits does not look,
+    and one that waits in vain trains itself and warns."""
     free: list[bool] = []
 
     def look(info) -> bool:
@@ -124,6 +127,16 @@ def test_stage_1_is_trained_under_its_lock(tmp_path, cells):
         again = BeGANTransformer(**tiny).fit(cells.bf, cells.qpi)
     assert free == [False]
     assert (first.transform(cells.bf) == again.transform(cells.bf)).all()
+
+    shutil.rmtree(tmp_path / "joblib")
+    monkeypatch.setattr("skbegan.fit.turn", functools.partial(turn, patience=0.2))
+    with (
+        FileLock(str(path)),
+        pytest.warns(RuntimeWarning, match=r"pretraining: another process holds .*no sign of life"),
+    ):
+        alone = BeGANTransformer(**tiny).fit(cells.bf, cells.qpi)
+    assert free == [False, False]
+    assert (first.transform(cells.bf) == alone.transform(cells.bf)).all()
 
 
 PROGRAM = """
