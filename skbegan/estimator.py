@@ -116,8 +116,8 @@ class BeGANTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ModelE
     compile : bool, default=False
         Compile generator and discriminator with ``torch.compile``; falls back with a warning where that fails.
     memory : str, path, joblib.Memory or None, default=None
-        Cache of stage 1, keyed by the data and the parameters that it depends on: a search over stage-2 parameters then
-        pretrains once per fold. Needs an integer `random_state` to hit. A stage that was stopped early is not kept.
+        Cache of stage 1, keyed by what it depends on: a search over stage-2 parameters pretrains once per fold.
+        Processes that miss together wait for one. Needs an integer `random_state`. What is stopped early is not kept.
     warm_start : bool, default=False
         Whether a further fit goes on from the fitted networks instead of new ones, see Notes.
     callback : callable, default=None

@@ -5,6 +5,7 @@ From checked cells to a :class:`~skbegan.model.FittedModel`. The estimator is ch
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -16,6 +17,7 @@ import numpy as np
 
 from skbegan._lazy import LazyRows
 from skbegan._together import agreed_split, check_arguments
+from skbegan._turns import turn
 from skbegan._version import training_code, versions
 from skbegan.checks import CellDataset
 from skbegan.config import Architecture, Config, Pretraining
@@ -179,52 +181,52 @@ class Stages:
     # Stages -------------------------------------------------------------------------------------------------------
 
     def _pretrain(self) -> StageResult:
-        # The cache is keyed by these arguments: only what stage 1 depends on may be among them.
-        arguments: tuple[Any, ...] = (
-            self.dataset.bf,
-            self.dataset.qpi,
+        stage_1: tuple[Any, ...] = (
             self.split,
             self.config.architecture,
             self.config.pretraining,
             (self.config.runtime.precision, self.config.runtime.compile, str(self.device)),
             {name: self.seeds[name] for name in ("weights", "order", "dropout")},
-            (versions(), training_code()),
         )
+        images, group = (self.dataset.bf, self.dataset.qpi), self.group
         options: dict[str, Any] = {
             "start": self.start,
             "verbose": self.verbose,
             "checkpoint": self.checkpoints[0] if self.checkpoints else None,
             "callback": self.callback,
-            "group": self.group,
+            "group": group,
         }
         if self.start is not None or getattr(self.memory, "location", "somewhere") is None:
-            return pretrain(*arguments, **options)
-        if not self.group.synchronised:
-            arguments = (*arguments[:-1], (*arguments[-1], f"statistics of {self.group.world} processes"))
-        # Images that are read lazily are keyed by their content, as arrays are.
-        pairs = (("bf", self.dataset.bf), ("target", self.dataset.qpi))
-        digests = {name: key for name, images in pairs if isinstance(key := _key(images), str)}
-        arguments = (*arguments[:-1], (*arguments[-1], *digests.items()))
-        cached = self.memory.cache(pretrain, ignore=[*options, *digests])
-        if not hasattr(cached, "call_and_shelve"):  # not joblib's own
-            if self.group.world > 1:
-                raise TypeError("memory must be None, a folder or a joblib.Memory where several processes fit together")
-            result: StageResult = cached(*arguments, **options)
-            return result
-        known = self.group.from_first(lambda: bool(cached.check_call_in_cache(*arguments, **options)))
+            return pretrain(*images, *stage_1, **options)
+        # Only what stage 1 depends on may be in the key. Images that are read lazily are known by their content.
+        statistics = () if group.synchronised else (f"statistics of {group.world} processes",)
+        known_by = (*map(_key, images), *stage_1, versions(), training_code(), *statistics)
+        key = joblib.hash(known_by, coerce_mmap=True)
+        cached = self.memory.cache(_whole_pretraining, ignore=["images", "stage_1", "options"])
 
-        def looked_up() -> StageResult:
-            kept = cached.call_and_shelve(*arguments, **options)
-            found: StageResult = kept.get()
-            if not found.finished:  # half a stage is not kept
-                kept.clear()
-            return found
+        def result() -> StageResult:
+            return cached(key, images, stage_1, options)  # type: ignore[no-any-return]
 
-        if known:
-            result = self.group.from_first(looked_up)
-            return result if result.finished else self._pretrain()
-        # All train, and the first keeps what comes of it.
-        return looked_up() if self.group.is_first else pretrain(*arguments, **options)
+        joblibs_own = hasattr(cached, "check_call_in_cache")
+        if not joblibs_own and group.world > 1:
+            raise TypeError("memory must be None, a folder or a joblib.Memory where several processes fit together")
+
+        def known() -> bool:
+            return joblibs_own and bool(cached.check_call_in_cache(key, images, stage_1, options))
+
+        with contextlib.ExitStack() as stack:
+            if group.is_first and getattr(self.memory, "backend", "") == "local" and not known():
+                # Fits that miss together would all train: the others wait for the first, and find what it left.
+                place = Path(self.memory.location) / "skbegan-locks" / f"{key}.lock"
+                what = "stage 1 of the same data and parameters"
+                if alone := stack.enter_context(turn(place, what, verbose=self.verbose)):
+                    self.events.append(Event("pretraining", alone))
+            if group.from_first(known):
+                return group.from_first(result)
+            try:  # all processes of a group train, and the first keeps what comes of it
+                return result() if group.is_first else pretrain(*images, *stage_1, **options)
+            except _Unfinished as half:
+                return half.result
 
     def _remove_batch(self, start: Start) -> StageResult:
         config = self.config
@@ -383,7 +385,6 @@ def pretrain(
     stage: Pretraining,
     runtime: tuple[str, bool, str],
     seeds: Mapping[str, int],
-    code: tuple[Any, ...],
     *,
     start: Start | None = None,
     verbose: int = 0,
@@ -391,7 +392,7 @@ def pretrain(
     callback: Callback | None = None,
     group: Group = ALONE,
 ) -> StageResult:
-    """Run stage 1: a function of its own, since its result is cached by its positional arguments.
+    """Run stage 1: a function of its own, since its result is cached.
 
     Parameters
     ----------
@@ -403,9 +404,6 @@ def pretrain(
         Precision, whether to compile, device.
     seeds : mapping of str to int
         ``weights``, ``order`` and ``dropout``.
-    code : tuple
-        Versions and code that train, and digests of images that are read lazily: not used, but others make another
-        entry in a cache.
     start : Start, optional
         By default new networks.
     verbose : int, default=0
@@ -433,6 +431,22 @@ def pretrain(
         checkpoint=checkpoint,
         callback=callback,
     )
+
+
+class _Unfinished(Exception):
+    """Stage 1 was stopped early: raised where it is cached, since what raises is not kept."""
+
+    def __init__(self, result: StageResult) -> None:
+        super().__init__("stage 1 was stopped early")
+        self.result = result
+
+
+def _whole_pretraining(key: str, images: Any, stage_1: Any, options: Mapping[str, Any]) -> StageResult:
+    """Run stage 1, cached by a key that stands for all that it depends on."""
+    result = pretrain(*images, *stage_1, **options)
+    if not result.finished:
+        raise _Unfinished(result)
+    return result
 
 
 def _key(images: Any) -> Any:

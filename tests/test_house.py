@@ -14,7 +14,7 @@ SPEAKS_SKLEARN = {"estimator", "_model_estimator", "metrics", "checks", "plottin
 LEAVES = {"metrics", "datasets"}  # import nothing of ours
 GROUND = {"config", "design", "checks", "presets", "_rules", "_version"}  # import of ours only one another
 # Import nothing of ours; for the leaves and all others.
-SHARED = {"_atomic", "_foreign", "_hdf5", "_labels", "_lazy", "_progress"}
+SHARED = {"_atomic", "_foreign", "_hdf5", "_labels", "_lazy", "_progress", "_turns"}
 
 
 def imports() -> dict[str, set[str]]:
