@@ -21,6 +21,8 @@ import numpy as np
 
 import skbegan
 from skbegan._atomic import write_whole
+from skbegan._demo import write_demo_cells
+from skbegan._launched import rank_and_world
 from skbegan._settings import parameters, read_settings, setting
 from skbegan.presets import PRESETS
 
@@ -60,7 +62,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         args = parser.parse_args(argv)
     except SystemExit as stopped:  # argparse has said why
         return int(stopped.code or 0)
-    with _warnings_in_a_line():
+    rank, world = rank_and_world()
+    if rank > 0 and args.run is not _fit:  # only a fit is shared out among the processes of torchrun
+        return 0
+    with _warnings_in_a_line(silent=rank > 0):
         try:
             return int(args.run(args) or 0)
         except KeyboardInterrupt:
@@ -76,7 +81,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             if args.traceback:
                 traceback.print_exc()
             kind = "" if isinstance(error, ValueError | OSError | ImportError) else f"{type(error).__name__}: "
-            _say(f"error: {kind}{' '.join(str(error).split()) or type(error).__name__}")
+            who = f"process {rank + 1} of {world}: " if rank > 0 else ""
+            _say(f"{who}error: {kind}{' '.join(str(error).split()) or type(error).__name__}")
             return 1
 
 
@@ -85,12 +91,12 @@ def _say(text: str) -> None:
 
 
 @contextmanager
-def _warnings_in_a_line() -> Iterator[None]:
+def _warnings_in_a_line(silent: bool = False) -> Iterator[None]:
     said = set()
 
     def show(message: Warning | str, *_: Any, **__: Any) -> None:
         text = " ".join(str(message).split())
-        if text not in said:  # the estimate and the fit warn of the same design
+        if text not in said and not silent:  # the estimate and the fit warn of the same design
             _say(f"warning: {text}")
         said.add(text)
 
@@ -347,8 +353,12 @@ def _read(args: argparse.Namespace, how: dict[str, Any]) -> Any:
 
 def _fit(args: argparse.Namespace) -> int:
     beside = args.output.with_name(args.output.name + TABLE_SUFFIX)
-    _check_output(args.output, (".safetensors",), args.force)
-    _check_output(beside, (TABLE_SUFFIX,), args.force)
+    if is_first := rank_and_world()[0] == 0:  # of the processes of torchrun it writes, and says what there is to say
+        _check_output(args.output, (".safetensors",), args.force)
+        _check_output(beside, (TABLE_SUFFIX,), args.force)
+    elif args.dry_run:
+        return 0
+    args.quiet |= not is_first
     settings = None if args.config is None else read_settings(args.config)
     options = {"device": args.device, "random_state": args.seed, "checkpoint_dir": args.checkpoint_dir}
     changes = [*args.set, *((name, value) for name, value in options.items() if value is not None)]
@@ -369,9 +379,10 @@ def _fit(args: argparse.Namespace) -> int:
     if args.dry_run:
         return 0
     est.fit(*data)
-    skbegan.save(est, args.output)
-    how["frame"] = cells.report.frame  # so that further tables are read at the same scale
-    write_whole(beside, json.dumps(how, indent=1).encode())
+    if is_first:
+        skbegan.save(est, args.output)
+        how["frame"] = cells.report.frame  # so that further tables are read at the same scale
+        write_whole(beside, json.dumps(how, indent=1).encode())
     if not args.quiet:
         print(f"wrote {args.output} and {beside.name}, which says how the table was read")
     # Ctrl-C ends a fit with the best model so far.
@@ -450,7 +461,7 @@ def _demo(args: argparse.Namespace) -> int:
     folder = args.folder
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())) and not args.force:
         raise FileExistsError(f"{folder} exists and is not empty; --force writes into it")
-    tables = _write_demo_cells(folder, args.cells, args.image_size, args.seed)
+    tables = write_demo_cells(folder, args.cells, args.image_size, args.seed)
     model = str(folder / "model.safetensors")
     columns = ["--bf", "brightfield", "--target", "phase", "--batch", "day", "--cell-type", "line"]
     small = [f"--set={name}" for name in ("base_width=8", "n_features=32", "minibatch_size=32")]
@@ -469,28 +480,3 @@ def _demo(args: argparse.Namespace) -> int:
         if code := main(command):
             return code
     return 0
-
-
-def _write_demo_cells(folder: Path, n: int, side: int, seed: int) -> tuple[Path, Path]:
-    """Write simulated cells as TIFF files and two tables: to train on, and to test."""
-    try:
-        import tifffile
-    except ImportError:
-        raise ImportError("the demo writes TIFF files: pip install 'skbegan[io]'") from None
-    import csv
-
-    from skbegan.datasets import make_cell_images
-
-    tables = folder / "cells.csv", folder / "new_cells.csv"
-    (folder / "images").mkdir(parents=True, exist_ok=True)
-    for part, (table, count) in enumerate(zip(tables, (n, max(n // 2, 60)), strict=True)):
-        cells = make_cell_images(count, 3, 3, side, random_state=seed, cells_random_state=seed + part)
-        with table.open("w", newline="", encoding="utf-8") as file:
-            rows = csv.writer(file)
-            rows.writerow(["cell", "brightfield", "phase", "day", "line"])
-            for index in range(count):
-                names = [f"images/{table.stem}_{index:04d}_{kind}.tif" for kind in ("brightfield", "phase")]
-                for name, image in zip(names, (cells.bf[index], cells.qpi[index]), strict=True):
-                    tifffile.imwrite(folder / name, image.astype("float32"))
-                rows.writerow([f"{table.stem}_{index:04d}", *names, cells.batch[index], cells.cell_type[index]])
-    return tables

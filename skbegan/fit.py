@@ -133,7 +133,7 @@ class Stages:
     ) -> None:
         self.config, self.dataset, self.memory, self.earlier = config, dataset, memory, earlier
         self.group = group
-        self.device = own_device(resolve_device(config.runtime.device))
+        self.device = resolve_device(own_device(config.runtime.device))
         self.dtype = resolve_precision(config.runtime.precision, self.device, config.architecture.base_width)
         self.seeds = dict(zip(SEEDS, draws.tolist(), strict=True))
         rows = split_validation(dataset.batch, dataset.cell_type, config.validation_fraction, self.seeds["split"])

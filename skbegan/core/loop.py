@@ -332,6 +332,9 @@ def joined(earlier: History, later: History) -> History:
 
 def compile_networks(plan: Plan, cells: Cells, minibatch_size: int) -> None:
     """Compile generator and discriminator in place; where that fails, an event says so and they run as they are."""
+    if plan.engine.group.world > 1:
+        plan.events.append(Event(plan.name, "compile=True has no effect where several processes train together"))
+        return
     networks = plan.generator, plan.discriminator
     example = cells.take(torch.arange(min(minibatch_size, len(cells))))
     try:

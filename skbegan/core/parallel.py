@@ -287,23 +287,29 @@ class Group:
 ALONE = Group()
 
 
-def own_device(device: torch.device) -> torch.device:
+def own_device(device: str | torch.device) -> str | torch.device:
     """Return the card of this process, where several processes of a machine were started and none was named.
+
+    Parameters
+    ----------
+    device : str or torch.device
+        As the user has it; what stands for no card in particular, or for none, is returned as it is.
 
     Raises
     ------
     ValueError
         When there are more processes than cards.
     """
-    if device.type != "cuda" or device.index is not None or not _is_launched():
+    n_cards = torch.cuda.device_count()
+    if str(device) not in ("auto", "cuda") or n_cards == 0 or not _is_launched():
         return device
-    place, n_cards = int(os.environ.get("LOCAL_RANK", 0)), torch.cuda.device_count()
+    place = int(os.environ.get("LOCAL_RANK", 0))
     if place >= n_cards:
         raise ValueError(
             f"process {place + 1} of this machine has no card: PyTorch sees {n_cards}; start at most as many processes "
             "per machine as it has cards"
         )
-    return torch.device("cuda", place)
+    return f"cuda:{place}"
 
 
 def _is_launched() -> bool:
