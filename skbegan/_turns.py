@@ -61,7 +61,7 @@ def turn(path: Path, what: str, *, verbose: int = 0, patience: float = PATIENCE,
     done = threading.Event()
     heart = threading.Thread(target=_show_life, args=(life, done, beat), name="skbegan-turn", daemon=True)
     try:
-        _write_sign(life, 0)
+        _write_name(life)
         heart.start()
         yield ""
     finally:
@@ -76,16 +76,16 @@ def turn(path: Path, what: str, *, verbose: int = 0, patience: float = PATIENCE,
 
 def _acquired(lock: FileLock, life: Path, what: str, verbose: int, patience: float, slice_: float) -> str:
     """Wait for the lock; return nothing when it is held, else why it is not waited for any longer."""
-    sign, since, told, pause = _read(life), time.monotonic(), False, min(_WARN_AFTER, slice_)
+    sign, since, told, pause = _sign(life), time.monotonic(), False, min(_WARN_AFTER, slice_)
     while True:
         try:
             lock.acquire(timeout=pause, poll_interval=min(_LOOK, pause))
             return ""
         except Timeout:
             pause = slice_
-        if (now := _read(life)) != sign:
+        if (now := _sign(life)) != sign:
             sign, since = now, time.monotonic()
-        who = sign.rpartition(",")[0] or "another process"
+        who = sign[0] or "another process"
         if verbose > 0 and not told:
             log(f"{what} is being done by {who}; waiting for it")
             told = True
@@ -97,20 +97,22 @@ def _acquired(lock: FileLock, life: Path, what: str, verbose: int, patience: flo
 
 
 def _show_life(path: Path, done: threading.Event, beat: float) -> None:
-    n = 1
+    """Give the file another time now and then: its content is never half-written for who reads it."""
     while not done.wait(beat):
-        _write_sign(path, n)
-        n += 1
+        try:
+            os.utime(path)
+        except OSError:
+            _write_name(path)
 
 
-def _write_sign(path: Path, n: int) -> None:
-    """Write who is alive, with a number that grows, so that what is written changes."""
+def _write_name(path: Path) -> None:
     with suppress(OSError):
-        path.write_text(f"process {os.getpid()} on {socket.gethostname()},{n}", encoding="utf-8")
+        path.write_text(f"process {os.getpid()} on {socket.gethostname()}", encoding="utf-8")
 
 
-def _read(path: Path) -> str:
+def _sign(path: Path) -> tuple[str, int]:
+    """Return who is alive and a number that changes as long as it is so."""
     try:
-        return path.read_text(encoding="utf-8", errors="replace")
+        return path.read_text(encoding="utf-8", errors="replace"), path.stat().st_mtime_ns
     except OSError:
-        return ""
+        return "", 0

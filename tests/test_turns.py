@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import os
 import shutil
 import subprocess
 import sys
@@ -65,9 +66,9 @@ def test_who_shows_life_is_waited_for(monkeypatch):
         looks.append(timeout)
         raise Timeout("a.lock")
 
-    signs = itertools.chain((f"process 7 on here,{beat}" for beat in range(8)), itertools.repeat("process 7 on here,7"))
+    signs = (("process 7 on here", min(look, 7)) for look in itertools.count())
     monkeypatch.setattr(_turns, "time", SimpleNamespace(monotonic=lambda: sum(looks)))
-    monkeypatch.setattr(_turns, "_read", lambda path: next(signs))
+    monkeypatch.setattr(_turns, "_sign", lambda path: next(signs))
     lock = SimpleNamespace(acquire=never, lock_file="a.lock")
     reason = _turns._acquired(lock, Path("a.alive"), "the work", 0, 3.0, 1.0)
     assert reason.startswith("process 7 on here holds a.lock")
@@ -78,6 +79,15 @@ def test_where_nothing_can_be_locked_the_work_is_done(tmp_path):
     (tmp_path / "file").write_text("no folder")
     with turn(tmp_path / "file" / "a.lock", "the work") as reason:
         assert "cannot be locked" in reason
+
+
+def test_the_sign_of_life_changes_until_the_turn_is_over(tmp_path):
+    path = tmp_path / "a.lock"
+    with turn(path, "the work", beat=0.01):
+        who, before = _turns._sign(path.with_suffix(".alive"))
+        until(lambda: _turns._sign(path.with_suffix(".alive"))[1] not in (0, before))
+        assert who.startswith(f"process {os.getpid()} on ")
+    assert _turns._sign(path.with_suffix(".alive")) == ("", 0)
 
 
 def test_an_error_frees_the_lock(tmp_path):
