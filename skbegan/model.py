@@ -157,11 +157,11 @@ class FittedModel:
                 else "had no stage 2, so that its images are not free of their own batch"
             )
             raise ValueError(f"as_batch={str(as_batch)!r}: the model keeps no styles of its batches. It {why}")
-        measured = codes[self.styles.measured[codes]]
+        measured: np.ndarray = codes[self.styles.measured[codes]]
         if not len(measured):
             raise ValueError(
-                f"as_batch={str(as_batch)!r}: the style of this batch is not known, since it had fewer than 8 cells of each "
-                "cell type in training"
+                f"as_batch={str(as_batch)!r}: the style of this batch is not known, since it had fewer than 8 cells of "
+                "each cell type in training"
             )
         return measured
 

@@ -157,11 +157,13 @@ class BatchAlignment:
         with torch.no_grad():
             sums, counts = self._sums(self._features, self._groups)
             means = sums / counts.clamp(min=1)
-            within, n_known = self._features - means[self._groups.clamp(min=0)], len(self._features)
+            within = self._features - means[self._groups.clamp(min=0)]
             if self.partial:
                 known = self._groups >= 0
-                within, n_known = within * known[:, None], known.sum().clamp(min=1)
-            covariance = within.T @ within / n_known
+                within = within * known[:, None]
+                covariance = within.T @ within / known.sum().clamp(min=1)
+            else:
+                covariance = within.T @ within / len(within)
             ridge = self.shrinkage * covariance.diagonal().mean() + 1e-8
             covariance.diagonal().add_(ridge)
             root = torch.linalg.cholesky_ex(covariance).L  # without the check, which would wait for the device
