@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["as_labels", "known_labels"]
+__all__ = ["as_labels", "have_labels", "known_labels"]
 
 MIN_CODES = 3  # labels 0, 1, 2 ... among which -1 is taken for a missing one
 
@@ -59,6 +59,25 @@ def as_labels(labels: Any, name: str) -> np.ndarray:
     return array
 
 
+def have_labels(labels: Any) -> tuple[np.ndarray, Any]:
+    """Return which of the labels are not missing, and the labels as an array; -1 is a label here."""
+    array: Any
+    if isinstance(labels, np.ma.MaskedArray):
+        known, array = ~np.ma.getmaskarray(labels), labels.data
+    else:
+        array = _objects(labels) if isinstance(labels, list | tuple) else np.asarray(labels)
+        if array.dtype.kind == "T":
+            array = np.array(array.tolist(), dtype=object).reshape(array.shape)
+        known = np.ones(array.shape, bool)
+    if array.dtype.kind == "O":
+        known &= np.array([not _is_missing(label) for label in array.ravel().tolist()], bool).reshape(array.shape)
+    elif array.dtype.kind == "M":
+        known &= ~np.isnat(array)
+    elif array.dtype.kind == "f":
+        known &= ~np.isnan(array)
+    return known, array
+
+
 def known_labels(labels: Any, name: str) -> tuple[np.ndarray, np.ndarray, str | None]:
     """Return the labels of the cells that have one, which cells these are, and what a reader should know of -1.
 
@@ -86,20 +105,7 @@ def known_labels(labels: Any, name: str) -> tuple[np.ndarray, np.ndarray, str | 
     ValueError
         As :func:`as_labels`, but not for missing labels.
     """
-    array: Any
-    if isinstance(labels, np.ma.MaskedArray):
-        known, array = ~np.ma.getmaskarray(labels), labels.data
-    else:
-        array = _objects(labels) if isinstance(labels, list | tuple) else np.asarray(labels)
-        if array.dtype.kind == "T":
-            array = np.array(array.tolist(), dtype=object).reshape(array.shape)
-        known = np.ones(array.shape, bool)
-    if array.dtype.kind == "O":
-        known &= np.array([not _is_missing(label) for label in array.ravel().tolist()], bool).reshape(array.shape)
-    elif array.dtype.kind == "M":
-        known &= ~np.isnat(array)
-    elif array.dtype.kind == "f":
-        known &= ~np.isnan(array)
+    known, array = have_labels(labels)
     if not known.any():
         return np.empty(0, dtype=np.str_), known, None
     found = as_labels(labels if known.all() else array[known], name)

@@ -6,6 +6,7 @@ Every command reads its arguments and calls the public functions; what it does c
 from __future__ import annotations
 
 import argparse
+import csv
 import json
 import os
 import sys
@@ -21,6 +22,7 @@ import numpy as np
 
 import skbegan
 from skbegan._atomic import write_whole
+from skbegan._demo_cells import write_demo_cells
 from skbegan._settings import parameters, read_settings, setting
 from skbegan.presets import PRESETS
 
@@ -137,14 +139,14 @@ def build_parser() -> argparse.ArgumentParser:
         """
         skbegan fit cells.csv --bf bf_path --target phase_path --batch day --cell-type line --image-size 64 \\
             --preset laptop -o model.safetensors
-        skbegan fit cells.csv --bf bf --target qpi --batch day --cell-type drug --image-size 64 --config c.toml \\
+        skbegan fit cells.csv --bf bf --target qpi --batch day,plate --cell-type drug --image-size 64 --config c.toml \\
             --set removal.alignment=1.0 --checkpoint-dir run1 -o model.safetensors
         """,
     )
     fit.add_argument("table", type=Path, metavar="TABLE", help="CSV, TSV, Parquet or Excel file, a row per cell")
     fit.add_argument("--bf", required=True, metavar="COL", help="column of the brightfield images")
     fit.add_argument("--target", required=True, metavar="COL", help="column of the target images")
-    fit.add_argument("--batch", required=True, metavar="COL", help="column of the batch (day, plate, site)")
+    fit.add_argument("--batch", required=True, **_columns("column of the batch (day, plate, site)"))
     fit.add_argument("--cell-type", metavar="COL", help="column of what must stay (line, drug, dose, phase)")
     fit.add_argument("--image-size", required=True, type=int, metavar="PIXELS", help="side that images are brought to")
     _add_reading(fit)
@@ -200,7 +202,8 @@ def build_parser() -> argparse.ArgumentParser:
         made.add_argument("table", type=Path, metavar="TABLE", help="CSV, TSV, Parquet or Excel file, a row per cell")
         beside = "by default as in skbegan fit"
         for name in _COLUMNS if made in (audit, report) else ("bf",):
-            made.add_argument(f"--{name.replace('_', '-')}", metavar="COL", help=beside)
+            how = _columns(beside) if name == "batch" else {"metavar": "COL", "help": beside}
+            made.add_argument(f"--{name.replace('_', '-')}", **how)
         made.add_argument("--image-size", type=int, metavar="PIXELS", help=beside)
         _add_reading(made)
         made.add_argument("--device", help="auto, cpu or cuda")
@@ -248,6 +251,16 @@ def build_parser() -> argparse.ArgumentParser:
     _add_set(keras)
     _add_output(keras, "the model, model.safetensors")
     return parser
+
+
+def _columns(what: str) -> dict[str, Any]:
+    """Return how an argument is read that names one column, or several by commas or by being repeated."""
+    return {"action": "extend", "type": _names, "metavar": "COL", "help": f"{what}; several make a batch of each row"}
+
+
+def _names(text: str) -> list[str]:
+    """Return the columns that are named, with commas in between; quoted, a name may hold a comma."""
+    return [name.strip() for name in next(csv.reader([text], skipinitialspace=True))]
 
 
 class _Completion(argparse.Action):
@@ -316,7 +329,7 @@ def _load(args: argparse.Namespace, needs: Sequence[str]) -> tuple[Any, Any]:
         est.set_params(device=args.device)
     beside = args.model.with_name(args.model.name + TABLE_SUFFIX)
     how = json.loads(beside.read_text(encoding="utf-8")) if beside.exists() else {}
-    given = {name: getattr(args, name, None) for name in _READING}
+    given = {name: _one(getattr(args, name, None)) for name in _READING}
     how = {name: how.get(name) if value is None else value for name, value in given.items()}
     how["image_size"] = how["image_size"] or est.image_shape_[0]
     lacking = [name for name in needs if how[name] is None]
@@ -327,6 +340,10 @@ def _load(args: argparse.Namespace, needs: Sequence[str]) -> tuple[Any, Any]:
         column, _, channel = how["bf"].rpartition(":")
         how |= {"target": None, "batch": column if channel.isdigit() else how["bf"], "cell_type": None}
     return est, _read(args, {name: value for name, value in how.items() if value is not None})
+
+
+def _one(names: Any) -> Any:
+    return names[0] if isinstance(names, list) and len(names) == 1 else names
 
 
 def _read(args: argparse.Namespace, how: dict[str, Any]) -> Any:
@@ -359,7 +376,7 @@ def _fit(args: argparse.Namespace) -> int:
     except ValueError as error:
         raise UsageError(f"--set: {error}") from None
     est.set_params(**parameters(known, args.preset, settings, changes))
-    how = {name: getattr(args, name) for name in _READING if getattr(args, name) is not None}
+    how = {name: _one(getattr(args, name)) for name in _READING if getattr(args, name) is not None}
     cells = _read(args, how)
     data = cells.bf, cells.qpi, cells.batch, cells.cell_type
     if not args.quiet:
@@ -450,7 +467,7 @@ def _demo(args: argparse.Namespace) -> int:
     folder = args.folder
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())) and not args.force:
         raise FileExistsError(f"{folder} exists and is not empty; --force writes into it")
-    tables = _write_demo_cells(folder, args.cells, args.image_size, args.seed)
+    tables = write_demo_cells(folder, args.cells, args.image_size, args.seed)
     model = str(folder / "model.safetensors")
     columns = ["--bf", "brightfield", "--target", "phase", "--batch", "day", "--cell-type", "line"]
     small = [f"--set={name}" for name in ("base_width=8", "n_features=32", "minibatch_size=32")]
@@ -469,28 +486,3 @@ def _demo(args: argparse.Namespace) -> int:
         if code := main(command):
             return code
     return 0
-
-
-def _write_demo_cells(folder: Path, n: int, side: int, seed: int) -> tuple[Path, Path]:
-    """Write simulated cells as TIFF files and two tables: to train on, and to test."""
-    try:
-        import tifffile
-    except ImportError:
-        raise ImportError("the demo writes TIFF files: pip install 'skbegan[io]'") from None
-    import csv
-
-    from skbegan.datasets import make_cell_images
-
-    tables = folder / "cells.csv", folder / "new_cells.csv"
-    (folder / "images").mkdir(parents=True, exist_ok=True)
-    for part, (table, count) in enumerate(zip(tables, (n, max(n // 2, 60)), strict=True)):
-        cells = make_cell_images(count, 3, 3, side, random_state=seed, cells_random_state=seed + part)
-        with table.open("w", newline="", encoding="utf-8") as file:
-            rows = csv.writer(file)
-            rows.writerow(["cell", "brightfield", "phase", "day", "line"])
-            for index in range(count):
-                names = [f"images/{table.stem}_{index:04d}_{kind}.tif" for kind in ("brightfield", "phase")]
-                for name, image in zip(names, (cells.bf[index], cells.qpi[index]), strict=True):
-                    tifffile.imwrite(folder / name, image.astype("float32"))
-                rows.writerow([f"{table.stem}_{index:04d}", *names, cells.batch[index], cells.cell_type[index]])
-    return tables
