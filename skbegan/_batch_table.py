@@ -112,8 +112,11 @@ def _text(label: Any, column: str) -> str:
 def _texts(labels: np.ndarray, column: str) -> np.ndarray:
     """Return what stands for the labels of a column in those of its batches; each by itself, whatever the others."""
     if labels.dtype.kind == "M":
-        days = labels.astype("datetime64[D]")
-        return np.where(days == labels, np.datetime_as_string(days), np.datetime_as_string(labels))
+        texts = np.datetime_as_string(labels)
+        for unit in ("s", "m", "D"):
+            coarse = labels.astype(f"datetime64[{unit}]")
+            texts = np.where(coarse == labels, np.datetime_as_string(coarse), texts)
+        return texts
     different, codes = np.unique(labels, return_inverse=True)
     return np.array([_text(label, column) for label in different.tolist()], dtype=np.str_)[codes]
 

@@ -173,7 +173,7 @@ def removal_verdict(
     return Verdict(True, what_is_weak(design, batches, cell_types))
 
 
-ENOUGH = 8  # cells of a type in a batch, for its style to be measured
+ENOUGH = 9  # cells of a type in a batch, for its style to be measured: one may be held out of training
 
 
 def what_would_link(
@@ -211,7 +211,7 @@ def what_would_link(
             few, where = counts[code, [here, there]][lacking], (one, two)[lacking]
             said.append(
                 f"Batches {one} and {two} share no cell type with {min_cells} cells or more in both ({kind} has {few} "
-                f"in {where}): {min_cells - few} more cells of {kind} in batch {where} would connect them."
+                f"in {where}): {min_cells - few} more of {kind} in batch {where} would connect them."
             )
             continue
         if counts[:, there].sum() == 0:

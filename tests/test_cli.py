@@ -15,6 +15,7 @@ import pytest
 
 import skbegan
 from skbegan import OnlineRemoval, ProfileAlignment, PublishedRemoval, cli, datasets
+from skbegan._demo_cells import write_demo_cells
 from skbegan._settings import parameters, read_settings, setting
 from skbegan.cli import main
 
@@ -32,7 +33,7 @@ def folder(tmp_path_factory):
     """A folder with two tables of simulated cells in TIFF files."""
     pytest.importorskip("tifffile")
     folder = tmp_path_factory.mktemp("cells")
-    cli._write_demo_cells(folder, 60, 16, 0)
+    write_demo_cells(folder, 60, 16, 0)
     return folder
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from skbegan._labels import have_labels
-from skbegan.design import Design, removal_verdict
+from skbegan.design import Design, removal_verdict, what_is_weak
 
 __all__ = ["TableReport", "count_cells", "verdict_of"]
 
@@ -141,11 +141,14 @@ def verdict_of(batch: NDArray[Any], cell_type: NDArray[Any] | None) -> str:
     design = Design.of(codes, type_codes, len(batches), len(types))
     known = None if cell_type is None or not have_labels(cell_type)[0].any() else types
     message = removal_verdict(design, batches, known, "conditional").message
-    if message is not None:
+    weak = what_is_weak(design, batches, known)
+    if message is not None and message != weak:
         return message
     lacking = int((design.counts == 0).sum())
-    return "batches are linked by the cell types that they share, so that batch and cell type can be told apart" + (
-        f"; {lacking} of {design.counts.size} combinations have no cell" if lacking else ""
+    return (
+        "batches are linked by the cell types that they share, so that batch and cell type can be told apart"
+        + (f"; {lacking} of {design.counts.size} combinations have no cell" if lacking else "")
+        + (f"; but {weak}" if weak else "")
     )
 
 

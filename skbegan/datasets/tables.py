@@ -80,9 +80,9 @@ def load_cell_table(
         Columns of the brightfield and of the target images. Without a target, `qpi` is None.
     batch, cell_type : str or sequence of str
         Columns of labels. Several columns of the batch, such as day, plate and position, stay apart in `data.batch`,
-        and each combination is a batch; several of the cell type are joined by "/". Labels become text: 1 and 1.0 become
-        "1". In CSV, TSV and Excel they are taken letter by letter ("01" stays "01", and "NA" and "-1" are labels); only
-        an empty field is a missing one. A cell type may be missing, a batch may not.
+        and each combination is a batch; several of the cell type are joined by "/". Labels become text: 1 and 1.0
+        become "1". In CSV, TSV and Excel they are taken letter by letter ("01" stays "01", and "NA" and "-1" are
+        labels); only an empty field is a missing one. A cell type may be missing, a batch may not.
     root : path-like or None, default=None
         Folder that names of files start from; None is the folder of the table, or for a data frame the current one.
     image_size : int
