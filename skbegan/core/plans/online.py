@@ -126,10 +126,8 @@ class OnlinePlan(ConditionalGAN):
         self.networks |= self.classifiers | self.adversaries | head_of(descriptors)
         self._optimize_classifiers()
         memory = max(1024, 4 * self.n_features)  # enough cells for a covariance of the features
-        n_batches, n_types = design.n_batches, design.n_cell_types
-        self.alignment = None
-        if "alignment" in self.weights:
-            self.alignment = BatchAlignment(n_batches, n_types, memory, partial=self.partial)
+        aligned = BatchAlignment(design.n_batches, design.n_cell_types, memory, partial=self.partial)
+        self.alignment = aligned if "alignment" in self.weights else None
         self.activity: Activity | None = None
         self.average = MovingAverage(method.averaging)
 
@@ -251,10 +249,7 @@ class OnlinePlan(ConditionalGAN):
         return cells if name.endswith("image") else cells.whole
 
     def known_types(self, name: str, cells: Minibatch) -> tuple[Tensor | None, Tensor]:
-        """Return which of the cells that a classifier sees have a known type (None: all), and codes, 0 for the others.
-
-        Losses of the type, and those that compare the batches of a type, are means over the known ones.
-        """
+        """Return which cells that a classifier sees have a known type (None: all), and codes, 0 for the others."""
         types = self.read_by(name, cells).cell_type
         return (types >= 0, types.clamp(min=0)) if self.partial else (None, types)
 
