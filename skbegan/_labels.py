@@ -10,7 +10,9 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["as_labels"]
+__all__ = ["as_labels", "have_labels", "known_labels"]
+
+MIN_CODES = 3  # labels 0, 1, 2 ... among which -1 is taken for a missing one
 
 
 def as_labels(labels: Any, name: str) -> np.ndarray:
@@ -55,6 +57,72 @@ def as_labels(labels: Any, name: str) -> np.ndarray:
     if array.dtype.kind in "fM" and not np.isfinite(array).all():
         raise _missing(name, ~np.isfinite(array))
     return array
+
+
+def have_labels(labels: Any) -> tuple[np.ndarray, Any]:
+    """Return which of the labels are not missing, and the labels as an array; -1 is a label here."""
+    array: Any
+    if isinstance(labels, np.ma.MaskedArray):
+        known, array = ~np.ma.getmaskarray(labels), labels.data
+    else:
+        array = _objects(labels) if isinstance(labels, list | tuple) else np.asarray(labels)
+        if array.dtype.kind == "T":
+            array = np.array(array.tolist(), dtype=object).reshape(array.shape)
+        known = np.ones(array.shape, bool)
+    if array.dtype.kind == "O":
+        known &= np.array([not _is_missing(label) for label in array.ravel().tolist()], bool).reshape(array.shape)
+    elif array.dtype.kind == "M":
+        known &= ~np.isnat(array)
+    elif array.dtype.kind == "f":
+        known &= ~np.isnan(array)
+    return known, array
+
+
+def known_labels(labels: Any, name: str) -> tuple[np.ndarray, np.ndarray, str | None]:
+    """Return the labels of the cells that have one, which cells these are, and what a reader should know of -1.
+
+    Missing are None, NaN, NaT, ``pandas.NA`` and what a masked array masks. Where nothing else marks missing labels, -1
+    does so among integers that are otherwise the codes 0, 1, 2 ... without a gap, at least `MIN_CODES` of them: so do
+    ``pandas.factorize`` and scikit-learn write it. Among others, as in -1 and 1, or -1, 0 and 1, it is a label.
+
+    Parameters
+    ----------
+    labels : array-like
+    name : str
+        What messages call them.
+
+    Returns
+    -------
+    labels : ndarray
+        As of :func:`as_labels`, of the cells that have one; may be empty.
+    known : ndarray of bool
+        Of the shape of the given labels.
+    note : str or None
+        What was made of -1, where it may have been meant otherwise.
+
+    Raises
+    ------
+    ValueError
+        As :func:`as_labels`, but not for missing labels.
+    """
+    known, array = have_labels(labels)
+    if not known.any():
+        return np.empty(0, dtype=np.str_), known, None
+    found = as_labels(labels if known.all() else array[known], name)
+    if not known.all() or found.dtype.kind != "i" or found.size == 0 or found.min() != -1:
+        return found, known, None
+    codes = np.unique(found)[1:]
+    if len(codes) < 2 or not np.array_equal(codes, np.arange(len(codes))):
+        return found, known, None
+    if len(codes) < MIN_CODES:
+        return found, known, f"{name} -1 is taken for a label like 0 and 1; if it means unknown, write None instead"
+    known = found != -1
+    return (
+        found[known],
+        known,
+        f"{name} is -1 for {int((~known).sum())} cells, which are taken for cells of unknown type; if -1 is a label of "
+        f"its own, give the labels as text: np.asarray({name}).astype(str)",
+    )
 
 
 def _objects(labels: Sequence[Any]) -> np.ndarray:

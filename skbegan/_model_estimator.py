@@ -35,6 +35,7 @@ _FITTED = {  # attribute: where the fitted model has it
     "qpi_mean_": "target_scaling.mean",
     "qpi_scale_": "target_scaling.scale",
     "base_width_": "base_width",
+    "batch_columns_": "batch_columns",
 }
 
 
@@ -56,7 +57,9 @@ class ModelEstimator(BaseEstimator):
     qpi_mean_: np.ndarray
     qpi_scale_: np.ndarray
     base_width_: int
+    batch_columns_: dict[str, np.ndarray] | None
     device: Any
+    removal: Any
     batch_target: str
 
     def set_params(self, **params: Any) -> Self:
@@ -216,13 +219,18 @@ class ModelEstimator(BaseEstimator):
         )
         return self._adopt(model)
 
-    def predict_image(self, X_bf: Any) -> np.ndarray:
+    def predict_image(self, X_bf: Any, *, as_batch: Any = None) -> np.ndarray:
         """Return the predicted target image of each cell.
 
         Parameters
         ----------
         X_bf : array-like of shape (n_cells, side, side) or (n_cells, side, side, n_channels)
             Brightfield images like those of fit.
+        as_batch : label or dict of str to label, default=None
+            None: images free of the batch. One of `batches_`: the same cells as that batch would have shown them in
+            the target, as far as it was measured in training: its mean image and amplitude spectrum relative to the
+            mean of the batches that share cell types with it. Where `batch` was a table, also labels by column,
+            ``{"day": "day3"}``: the mean effect of all batches that have them.
 
         Returns
         -------
@@ -234,12 +242,25 @@ class ModelEstimator(BaseEstimator):
         NotFittedError
             Before fit.
         ValueError
-            For images of another shape than in fit, or not finite.
+            For images of another shape than in fit, or not finite; for a batch that the model was not fitted on, and
+            with `as_batch` for a model that keeps no styles: of an earlier version, or without the default stage 2.
         """
-        images = np.moveaxis(self._predict(X_bf, "images"), 1, -1)
+        check_is_fitted(self)
+        assert self._model is not None
+        codes = None if as_batch is None else self._model.as_of_batch(as_batch)
+        predicted = self._predict(X_bf, "images")
+        if codes is not None:
+            assert self._model.styles is not None
+            predicted = self._model.styles.apply(predicted, codes, *self._model.target_scaling)
+        images = np.moveaxis(predicted, 1, -1)
         return images[..., 0] if len(self.target_shape_) == 2 else np.ascontiguousarray(images)
 
     def _can_remove_batch(self, dataset: checks.CellDataset) -> bool:
+        if (unknown := int((dataset.cell_type < 0).sum())) and not self.removal.takes_unknown_types:
+            raise ValueError(
+                f"{type(self.removal).__name__} needs the cell type of each cell, and {unknown} have none, first cell "
+                f"{int(np.argmin(dataset.cell_type))}; leave them out, or use removal=OnlineRemoval()"
+            )
         design = Design.of(dataset.batch, dataset.cell_type, dataset.n_batches, dataset.n_cell_types)
         verdict = removal_verdict(design, dataset.batches, dataset.cell_types, self.batch_target)
         if verdict.message is not None:

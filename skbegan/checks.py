@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 import os
 import sys
-import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, cast
@@ -18,9 +17,36 @@ import joblib
 import numpy as np
 from sklearn.utils import check_random_state
 
+from skbegan._batch_table import as_batch_table, column_names
+from skbegan._check_labels import (
+    check_batch_labels,
+    check_batch_sizes,
+    check_known_types,
+    check_labels,
+    encode_batches,
+    encode_types,
+    warn_caller,
+)
 from skbegan._foreign import listed, what_reads_it
-from skbegan._labels import as_labels
 from skbegan._lazy import ROWS_AT_ONCE, as_lazy
+
+__all__ = [
+    "CellDataset",
+    "as_array",
+    "check_batch_labels",
+    "check_fit_input",
+    "check_images",
+    "check_known_types",
+    "check_labels",
+    "check_memory",
+    "check_score_input",
+    "check_seed",
+    "partial_score_message",
+    "reference_code",
+    "split_y",
+    "warn_caller",
+    "warn_of_versions",
+]
 
 SIDES = (16, 32, 64, 128, 256, 512)
 
@@ -34,9 +60,11 @@ class CellDataset:
     bf, qpi : ndarray of shape (n, S, S) or (n, S, S, C)
         Brightfield and target as given.
     batch, cell_type : ndarray of int, shape (n,)
-        Codes into `batches` and `cell_types`; zeros where no labels were given.
+        Codes into `batches` and `cell_types`; zeros where no labels were given, -1 for cells of unknown type.
     batches, cell_types : ndarray or None
         Sorted labels, or None where none were given.
+    batch_columns : dict of str to ndarray or None
+        What each of the batches has in the columns of the table that was given as batch.
     """
 
     bf: np.ndarray
@@ -45,6 +73,7 @@ class CellDataset:
     cell_type: np.ndarray
     batches: np.ndarray | None
     cell_types: np.ndarray | None
+    batch_columns: dict[str, np.ndarray] | None = None
 
     @property
     def n_batches(self) -> int:
@@ -222,31 +251,6 @@ def _check_finite(array: np.ndarray, name: str) -> None:
 _EXACT = 2**53
 
 
-# Labels ---------------------------------------------------------------------------------------------------------------
-
-
-def check_labels(labels: Any, name: str, n_cells: int) -> np.ndarray:
-    """Return labels as a 1-D array of one sortable kind, one per cell.
-
-    Raises
-    ------
-    ValueError
-        For another number of labels or axes, missing labels, a mix of kinds, or objects that are neither strings,
-        numbers nor dates. Bytes become strings, and dates of any library ``datetime64``.
-    """
-    shape = getattr(labels, "shape", None)
-    if shape is not None and len(shape) != 1 and tuple(shape[1:]) != (1,):
-        raise ValueError(f"{name} must be one label per cell, shape ({n_cells},), got shape {tuple(shape)}")
-    array = as_labels(labels, name)
-    if array.ndim == 2 and array.shape[1] == 1:
-        array = array[:, 0]
-    if array.ndim != 1:
-        raise ValueError(f"{name} must be one label per cell, shape ({n_cells},), got shape {array.shape}")
-    if len(array) != n_cells:
-        raise ValueError(f"{name} has {len(array)} labels for {n_cells} cells")
-    return array
-
-
 # What fit was given ---------------------------------------------------------------------------------------------------
 
 
@@ -264,7 +268,7 @@ def split_y(y: Any, batch: Any, cell_type: Any, y_qpi: Any, n_cells: int) -> tup
     what = None if isinstance(y, list | tuple) or hasattr(y, "dtype") else what_reads_it(y, "y")
     if what is not None:
         raise TypeError(f"y must be an array of images, labels or a table of labels, got {what}")
-    names = _column_names(y)
+    names = column_names(y)
     table = {name: y[name] for name in ("batch", "cell_type") if name in names}
     lacking = [name for name, value in (given | table).items() if value is None]
     if table and (not lacking or set(names) == set(table)):
@@ -288,14 +292,6 @@ def split_y(y: Any, batch: Any, cell_type: Any, y_qpi: Any, n_cells: int) -> tup
         f"({n_cells},), or a table with columns batch and cell_type; got shape {shape}"
         + (f" and the columns {listed(names)}" if names else "")
     )
-
-
-def _column_names(y: Any) -> list[Any]:
-    """Return the names of the columns of a data frame, a structured array or a dict of columns, else nothing."""
-    if isinstance(y, Mapping):
-        return list(y)
-    names = getattr(getattr(y, "dtype", None), "names", None)
-    return list(names if names is not None else getattr(y, "columns", ()))
 
 
 def _is_nested(y: Any) -> bool:
@@ -322,31 +318,28 @@ def check_fit_input(X_bf: Any, y: Any, batch: Any, cell_type: Any, y_qpi: Any) -
         )
     if n_cells < 4:
         raise ValueError(f"{n_cells} cells are too few to train on; at least 4 are needed")
-    batches, batch_codes = _encode(batch, "batch", n_cells)
-    _check_no_cell_ids(batches, batch_codes)
-    cell_types, type_codes = _encode(cell_type, "cell_type", n_cells)
-    return CellDataset(bf, qpi, batch_codes, type_codes, batches, cell_types)
+    table = None if batch is None else as_batch_table(batch, n_cells)
+    batches, batch_codes = encode_batches(batch, n_cells)
+    check_batch_sizes(table, batches, batch_codes)
+    columns = None if table is None or batches is None else table.of_batches(batches)
+    cell_types, type_codes = encode_types(cell_type, n_cells)
+    return CellDataset(bf, qpi, batch_codes, type_codes, batches, cell_types, columns)
 
 
-def _encode(labels: Any, name: str, n_cells: int) -> tuple[np.ndarray | None, np.ndarray]:
-    if labels is None:
-        return None, np.zeros(n_cells, dtype=np.int64)
-    classes, codes = np.unique(check_labels(labels, name, n_cells), return_inverse=True)
-    return classes, codes.astype(np.int64)
-
-
-def _check_no_cell_ids(batches: np.ndarray | None, codes: np.ndarray) -> None:
-    """Refuse batches most of which hold one cell: nothing can be learned from them. They may be names of cells."""
-    if batches is None or len(batches) <= 10:
-        return
-    n_single = int((np.bincount(codes) == 1).sum())
-    if 2 * n_single > len(batches):
-        some = listed(str(label)[:40] for label in batches[:3].tolist())
-        raise ValueError(
-            f"batch has {len(batches)} different labels for {len(codes)} cells, and {n_single} of them belong to a "
-            f"single cell, such as {some}. Are these the names of cells? batch is what many cells share: the day, "
-            "plate or site of imaging"
-        )
+def check_score_input(
+    X_bf: Any, y: Any, batch: Any, cell_type: Any, y_qpi: Any, shape: tuple[int, ...]
+) -> tuple[np.ndarray, Any, np.ndarray | None, np.ndarray | None]:
+    """Return what :meth:`score` is given, without cells of unknown type where cell types decide what is measured."""
+    bf = check_images(X_bf, "X_bf", shape)
+    y_qpi, batch, cell_type = split_y(y, batch, cell_type, y_qpi, len(bf))
+    if batch is not None:
+        batch = check_batch_labels(batch, len(bf))
+    if cell_type is None:
+        return bf, y_qpi, batch, None
+    cell_type, known = check_known_types(cell_type, len(bf))
+    if known.all() or not known.any():
+        return bf, y_qpi, batch, cell_type if known.all() else None
+    return bf[known], None, None if batch is None else batch[known], cell_type
 
 
 def partial_score_message(batch: np.ndarray | None, cell_type: np.ndarray | None) -> str:
@@ -416,14 +409,6 @@ def check_seed(random_state: Any) -> Any:
 
 
 # Warnings -------------------------------------------------------------------------------------------------------------
-
-
-def warn_caller(message: str, category: type[Warning]) -> None:
-    """Warn with the line outside of this package, and of scikit-learn's wrappers, that the call came from."""
-    level, frame = 2, sys._getframe(1)
-    while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith(("skbegan.", "sklearn.utils.")):
-        level, frame = level + 1, frame.f_back
-    warnings.warn(message, category, stacklevel=level)
 
 
 def warn_of_versions(wrote: Mapping[str, Any], reads: Mapping[str, str], what: str) -> None:

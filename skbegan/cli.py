@@ -6,6 +6,7 @@ Every command reads its arguments and calls the public functions; what it does c
 from __future__ import annotations
 
 import argparse
+import csv
 import json
 import os
 import sys
@@ -143,14 +144,14 @@ def build_parser() -> argparse.ArgumentParser:
         """
         skbegan fit cells.csv --bf bf_path --target phase_path --batch day --cell-type line --image-size 64 \\
             --preset laptop -o model.safetensors
-        skbegan fit cells.csv --bf bf --target qpi --batch day --cell-type drug --image-size 64 --config c.toml \\
+        skbegan fit cells.csv --bf bf --target qpi --batch day,plate --cell-type drug --image-size 64 --config c.toml \\
             --set removal.alignment=1.0 --checkpoint-dir run1 -o model.safetensors
         """,
     )
     fit.add_argument("table", type=Path, metavar="TABLE", help="CSV, TSV, Parquet or Excel file, a row per cell")
     fit.add_argument("--bf", required=True, metavar="COL", help="column of the brightfield images")
     fit.add_argument("--target", required=True, metavar="COL", help="column of the target images")
-    fit.add_argument("--batch", required=True, metavar="COL", help="column of the batch (day, plate, site)")
+    fit.add_argument("--batch", required=True, **_columns("column of the batch (day, plate, site)"))
     fit.add_argument("--cell-type", metavar="COL", help="column of what must stay (line, drug, dose, phase)")
     fit.add_argument("--image-size", required=True, type=int, metavar="PIXELS", help="side that images are brought to")
     _add_reading(fit)
@@ -206,7 +207,8 @@ def build_parser() -> argparse.ArgumentParser:
         made.add_argument("table", type=Path, metavar="TABLE", help="CSV, TSV, Parquet or Excel file, a row per cell")
         beside = "by default as in skbegan fit"
         for name in _COLUMNS if made in (audit, report) else ("bf",):
-            made.add_argument(f"--{name.replace('_', '-')}", metavar="COL", help=beside)
+            how = _columns(beside) if name == "batch" else {"metavar": "COL", "help": beside}
+            made.add_argument(f"--{name.replace('_', '-')}", **how)
         made.add_argument("--image-size", type=int, metavar="PIXELS", help=beside)
         _add_reading(made)
         made.add_argument("--device", help="auto, cpu or cuda")
@@ -254,6 +256,16 @@ def build_parser() -> argparse.ArgumentParser:
     _add_set(keras)
     _add_output(keras, "the model, model.safetensors")
     return parser
+
+
+def _columns(what: str) -> dict[str, Any]:
+    """Return how an argument is read that names one column, or several by commas or by being repeated."""
+    return {"action": "extend", "type": _names, "metavar": "COL", "help": f"{what}; several make a batch of each row"}
+
+
+def _names(text: str) -> list[str]:
+    """Return the columns that are named, with commas in between; quoted, a name may hold a comma."""
+    return [name.strip() for name in next(csv.reader([text], skipinitialspace=True))]
 
 
 class _Completion(argparse.Action):
@@ -322,7 +334,7 @@ def _load(args: argparse.Namespace, needs: Sequence[str]) -> tuple[Any, Any]:
         est.set_params(device=args.device)
     beside = args.model.with_name(args.model.name + TABLE_SUFFIX)
     how = json.loads(beside.read_text(encoding="utf-8")) if beside.exists() else {}
-    given = {name: getattr(args, name, None) for name in _READING}
+    given = {name: _one(getattr(args, name, None)) for name in _READING}
     how = {name: how.get(name) if value is None else value for name, value in given.items()}
     how["image_size"] = how["image_size"] or est.image_shape_[0]
     lacking = [name for name in needs if how[name] is None]
@@ -333,6 +345,10 @@ def _load(args: argparse.Namespace, needs: Sequence[str]) -> tuple[Any, Any]:
         column, _, channel = how["bf"].rpartition(":")
         how |= {"target": None, "batch": column if channel.isdigit() else how["bf"], "cell_type": None}
     return est, _read(args, {name: value for name, value in how.items() if value is not None})
+
+
+def _one(names: Any) -> Any:
+    return names[0] if isinstance(names, list) and len(names) == 1 else names
 
 
 def _read(args: argparse.Namespace, how: dict[str, Any]) -> Any:
@@ -369,7 +385,7 @@ def _fit(args: argparse.Namespace) -> int:
     except ValueError as error:
         raise UsageError(f"--set: {error}") from None
     est.set_params(**parameters(known, args.preset, settings, changes))
-    how = {name: getattr(args, name) for name in _READING if getattr(args, name) is not None}
+    how = {name: _one(getattr(args, name)) for name in _READING if getattr(args, name) is not None}
     cells = _read(args, how)
     data = cells.bf, cells.qpi, cells.batch, cells.cell_type
     if not args.quiet:

@@ -148,6 +148,8 @@ class RemovalMethod(Parameters):
     plan: ClassVar[str]
     #: Whether profile alignment follows.
     aligns_profile: ClassVar[bool] = True
+    #: Whether its plan takes cells of unknown type, which have the code -1.
+    takes_unknown_types: ClassVar[bool] = False
 
 
 @dataclass(frozen=True, repr=False)
@@ -231,6 +233,7 @@ class OnlineRemoval(RemovalMethod):
     """
 
     plan: ClassVar[str] = "skbegan.core.plans.online"
+    takes_unknown_types: ClassVar[bool] = True
 
     learning_rate: float = parameter(1e-3, RATE)
     adversary_learning_rate: float = parameter(1e-3, RATE)

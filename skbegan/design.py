@@ -18,10 +18,13 @@ class Design:
     counts : ndarray of int, shape (n_cell_types, n_batches)
     reference : int
         Code of the reference batch.
+    unlabelled : ndarray of int, shape (n_batches,), or None
+        Cells of each batch whose type is not known, which `counts` leaves out; None where there are none.
     """
 
     counts: np.ndarray
     reference: int = 0
+    unlabelled: np.ndarray | None = None
 
     @classmethod
     def of(
@@ -32,13 +35,17 @@ class Design:
         Parameters
         ----------
         batch, cell_type : ndarray of int, shape (n,)
-            Codes from 0.
+            Codes from 0; a cell type of -1 is not known.
         n_batches, n_cell_types : int
         reference : int, default=0
         """
+        unlabelled = None
+        if not (known := cell_type >= 0).all():
+            unlabelled = np.bincount(batch[~known], minlength=n_batches)
+            batch, cell_type = batch[known], cell_type[known]
         codes = cell_type.astype(np.int64) * n_batches + batch
         counts = np.bincount(codes, minlength=n_cell_types * n_batches).reshape(n_cell_types, n_batches)
-        return cls(counts, reference)
+        return cls(counts, reference, unlabelled)
 
     @property
     def n_cell_types(self) -> int:
@@ -53,11 +60,11 @@ class Design:
         """Whether every cell type occurs in one batch only."""
         return bool(((self.counts > 0).sum(axis=1) == 1).all())
 
-    def linked_batches(self) -> list[list[int]]:
-        """Return the groups of batches that are linked by shared cell types."""
+    def linked_batches(self, min_cells: int = 1) -> list[list[int]]:
+        """Return the groups of batches that are linked by cell types with at least `min_cells` cells in each."""
         from scipy.sparse.csgraph import connected_components
 
-        table = (self.counts > 0).astype(int)
+        table = (self.counts >= min_cells).astype(int)
         n_groups, group = connected_components(table.T @ table, directed=False)
         return [np.flatnonzero(group == g).tolist() for g in range(n_groups)]
 
@@ -143,7 +150,7 @@ def removal_verdict(
         return Verdict(
             not skipped,
             "batch and cell type are confounded: every cell type occurs in one batch only, so that their effects "
-            "cannot be told apart. "
+            f"cannot be told apart. {what_would_link(design, batches, cell_types)} "
             + (
                 "Stage 2 is skipped. Image at least one cell type (a control) in several batches, or choose "
                 "batch_target='uniform' to remove the batch at the price of the cell type."
@@ -159,11 +166,78 @@ def removal_verdict(
         return Verdict(
             True,
             "batch and cell type are partly confounded: the batches fall into groups that share no cell type "
-            f"({names}{' | ...' if len(groups) > 10 else ''}). "
+            f"({names}{' | ...' if len(groups) > 10 else ''}). {what_would_link(design, batches, cell_types)} "
             "Differences between these groups cannot be told from differences between their cell types and may stay. "
             "Image a common cell type (a control) in all batches.",
         )
-    return Verdict(True)
+    return Verdict(True, what_is_weak(design, batches, cell_types))
+
+
+ENOUGH = 9  # cells of a type in a batch, for its style to be measured: one may be held out of training
+
+
+def what_would_link(
+    design: Design, batches: Sequence[Any] | np.ndarray | None, cell_types: Any, min_cells: int = 1, limit: int = 3
+) -> str:
+    """Name the comparisons of batches that the design makes impossible, and the cells that would make each possible.
+
+    Each sentence is of two batches in groups that share no cell type, the largest group first, and of the cell type
+    whose cells would link them: of those of one group the most frequent one.
+
+    Parameters
+    ----------
+    design : Design
+    batches, cell_types : sequence or None
+        Labels.
+    min_cells : int, default=1
+        Cells of a type that a batch must have for the type to be counted as shared.
+    limit : int, default=3
+        Comparisons that are named.
+    """
+    groups = sorted(design.linked_batches(min_cells), key=lambda group: -int(design.counts[:, group].sum()))
+    if len(groups) < 2 or batches is None:
+        return ""
+    counts = design.counts
+    first, said = groups[0], []
+    for other in groups[1 : limit + 1]:
+        here, there = (max(group, key=lambda b: int(counts[:, b].sum())) for group in (first, other))
+        code = int(counts[:, here].argmax())
+        kind = "this type" if cell_types is None else str(cell_types[code])
+        one, two = str(batches[here]), str(batches[there])
+        shared = [t for t in range(len(counts)) if counts[t, here] and counts[t, there]]
+        if shared:
+            code = max(shared, key=lambda t: int(min(counts[t, here], counts[t, there])))
+            kind, lacking = str(cell_types[code]), int(counts[code, [here, there]].argmin())
+            few, where = counts[code, [here, there]][lacking], (one, two)[lacking]
+            said.append(
+                f"Batches {one} and {two} share no cell type with {min_cells} cells or more in both ({kind} has {few} "
+                f"in {where}): {min_cells - few} more of {kind} in batch {where} would connect them."
+            )
+            continue
+        if counts[:, there].sum() == 0:
+            n = 0 if design.unlabelled is None else int(design.unlabelled[there])
+            said.append(
+                f"Batch {two} has no cell of known type: labels for some of its {n} cells, or some cells of {kind}, "
+                f"would connect it with batch {one}."
+            )
+            continue
+        text = f"Batches {one} and {two} share no cell type: some cells of {kind} in batch {two} would connect them"
+        if design.unlabelled is not None and design.unlabelled[there]:
+            text += f", or labels for the {design.unlabelled[there]} cells of unknown type there"
+        said.append(f"{text}.")
+    if len(groups) > limit + 1:
+        said.append(f"{len(groups) - limit - 1} more groups of batches lack such a link.")
+    return " ".join(said)
+
+
+def what_is_weak(design: Design, batches: Sequence[Any] | np.ndarray | None, cell_types: Any) -> str | None:
+    """Say where batches are linked by too few cells only for what they do to images to be compared."""
+    if len(design.linked_batches(ENOUGH)) < 2 or batches is None or cell_types is None:
+        return None
+    return (
+        f"some batches are linked by few cells only: with fewer than {ENOUGH} cells of a type in a batch its style "
+        f"cannot be measured. {what_would_link(design, batches, cell_types, ENOUGH)}"
+    )
 
 
 def _shortened(labels: Iterable[Any], limit: int = 10) -> str:

@@ -138,6 +138,8 @@ class BeGANTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ModelE
     ----------
     batches_, cell_types_ : ndarray or None
         Sorted labels seen in fit; None where none were given.
+    batch_columns_ : dict of str to ndarray of shape (n_batches,), or None
+        What each batch has in the columns of the table that was given as `batch`.
     image_shape_, target_shape_ : tuple of int
         Shape of one brightfield and of one target image, as given to fit.
     n_features_out_ : int
@@ -285,10 +287,12 @@ class BeGANTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ModelE
             Either the target images, shape (n_cells, side, side) or (n_cells, side, side, n_channels), or the cell
             types, shape (n_cells,), as a Pipeline passes them, or a table (DataFrame, structured array) with columns
             ``batch`` and ``cell_type``; in the last two cases the target images are `y_qpi`.
-        batch : array-like of shape (n_cells,), optional
-            Experimental batch (day, plate, site) of each cell. Without it stage 2 is skipped, with a warning.
+        batch : array-like of shape (n_cells,) or table, optional
+            Experimental batch (day, plate, site) of each cell. Of a table of several columns (DataFrame, structured
+            array, dict of columns) each distinct row is one. Without it stage 2 is skipped, with a warning.
         cell_type : array-like of shape (n_cells,), optional
-            What must be kept (line, drug, dose, phase).
+            What must be kept (line, drug, dose, phase). Cells without it (None, NaN; -1 beside 0, 1, 2, ...) train
+            images and content, not types nor the comparison of batches.
         y_qpi : array-like, optional
             Target images, where `y` holds the cell types or nothing.
 
@@ -460,14 +464,9 @@ class BeGANTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ModelE
         batches: one that leaves out a batch has a single batch to score.
         """
         check_is_fitted(self)
-        bf = checks.check_images(X_bf, "X_bf", self.image_shape_)
-        y_qpi, batch, cell_type = checks.split_y(y, batch, cell_type, y_qpi, len(bf))
+        bf, y_qpi, batch, cell_type = checks.check_score_input(X_bf, y, batch, cell_type, y_qpi, self.image_shape_)
         from skbegan import metrics
 
-        if cell_type is not None:
-            cell_type = checks.check_labels(cell_type, "cell_type", len(bf))
-        if batch is not None:
-            batch = checks.check_labels(batch, "batch", len(bf))
         mixed = batch is not None and len(np.unique(batch)) > 1
         if cell_type is not None and mixed:
             return float(metrics.batch_removal_score(self._predict(bf, "features"), batch, cell_type))

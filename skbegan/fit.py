@@ -32,6 +32,7 @@ from skbegan.data.cells import Cells, Split
 from skbegan.data.source import Scaling, value_range
 from skbegan.design import Design
 from skbegan.model import FittedModel
+from skbegan.restyling import TargetStyles
 
 SEEDS = ("split", "weights", "order", "dropout", "removal order", "removal dropout", "classifiers")
 _NO_HISTORY: dict[str, list[float]] = {"epoch": []}
@@ -144,6 +145,10 @@ class Stages:
         self.events: list[Event] = []
         self.results: dict[str, StageResult] = {}  # of this fit
         self.start: Start | None = None
+        self.styles: TargetStyles | None = None  # of the batches, where stage 2 has freed the images of them
+        if dataset.cell_types is not None and (n := int((dataset.cell_type < 0).sum())):
+            message = f"{n} of {len(dataset.cell_type)} cells have no cell type: they train all but what needs one"
+            self.events.append(Event("fit", message, warns=False))
         if earlier is not None:
             self._go_on_from(earlier)
         self.checkpoints = group.from_first(self._checkpoints)
@@ -237,7 +242,7 @@ class Stages:
         if config.runtime.compile:
             compile_networks(plan, cells, config.removal.minibatch_size)
         try:
-            return run_stage(
+            result = run_stage(
                 plan,
                 cells,
                 validation,
@@ -248,6 +253,9 @@ class Stages:
                 checkpoint=self.checkpoints[1] if self.checkpoints else None,
                 callback=self.callback,
             )
+            effects = plan.styles.target_effects() if hasattr(plan, "styles") else None
+            self.styles = None if effects is None else TargetStyles(**effects)
+            return result
         except FloatingPointError as error:
             if where := self._where_stage_1_is():
                 raise FloatingPointError(f"{error}. Stage 1 is kept in {where}") from None
@@ -288,6 +296,8 @@ class Stages:
             cell_types=dataset.cell_types,
             device=str(self.device),
             config=self.config.learned,
+            batch_columns=dataset.batch_columns,
+            styles=self.styles,
             discriminator=networks.discriminator if keep_discriminator else None,
         )
         return model.recalibrated(

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from skbegan.core.networks import Generator, Weights
     from skbegan.core.standalone import StandaloneModel
     from skbegan.data.source import ImageSource, Scaling
+    from skbegan.restyling import TargetStyles
 
 FAR = 2.0  # times the range of training, beyond either end: more than instruments differ by
 FAINT = 50.0  # times narrower than the range of training
@@ -47,6 +48,10 @@ class FittedModel:
         Parameters of the fit, without where and how it ran; None for imported models.
     discriminator : dict of str to ndarray or None
         Where training may go on.
+    batch_columns : dict of str to ndarray or None
+        What each of the batches has in the columns of the table that was given as batch.
+    styles : TargetStyles or None
+        What each batch does to target images, where stage 2 has freed the predicted ones of it.
     """
 
     weights: Weights
@@ -61,6 +66,8 @@ class FittedModel:
     device: str = "unknown"
     config: Config | None = None
     discriminator: Weights | None = None
+    batch_columns: dict[str, np.ndarray] | None = None
+    styles: TargetStyles | None = None
 
     @property
     def base_width(self) -> int:
@@ -131,6 +138,32 @@ class FittedModel:
                 values *= self.target_scaling.scale.astype(np.float32)[:, None, None]
                 values += self.target_scaling.mean.astype(np.float32)[:, None, None]
         return values
+
+    def as_of_batch(self, as_batch: Any) -> np.ndarray:
+        """Return the codes of the batches that `as_batch` names and whose style is known.
+
+        Raises
+        ------
+        ValueError
+            For an unknown batch, and where the model keeps no styles.
+        """
+        from skbegan.restyling import batches_meant
+
+        codes = batches_meant(as_batch, self.batches, self.batch_columns)
+        if self.styles is None:
+            why = (
+                "was written before styles were kept, or by a removal method that measures none: fit it again"
+                if "batch_removal" in self.history
+                else "had no stage 2, so that its images are not free of their own batch"
+            )
+            raise ValueError(f"as_batch={str(as_batch)!r}: the model keeps no styles of its batches. It {why}")
+        measured: np.ndarray = codes[self.styles.measured[codes]]
+        if not len(measured):
+            raise ValueError(
+                f"as_batch={str(as_batch)!r}: the style of this batch is not known, since it had fewer than 8 cells of "
+                "each cell type in training"
+            )
+        return measured
 
     def foreign_units(self, bf: np.ndarray) -> str | None:
         """Say that brightfields lie far outside of the range that was trained on, naming both, or return None.

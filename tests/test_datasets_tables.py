@@ -296,7 +296,7 @@ def test_every_kind_of_table_gives_the_same(tmp_path, pixels, kind):
         given, root = (table if kind == "pandas" else pl.DataFrame(table.to_dict(orient="list"))), tmp_path
     data = load(given, root, batch=["plate", "well"])
     np.testing.assert_array_equal(data.bf, pixels)
-    assert data.batch.tolist() == ["p1/01", "p2/02"] * 3 and data.cell_type.tolist() == ["A"] * 3 + ["B"] * 3
+    assert data.batch.tolist() == [("p1", "01"), ("p2", "02")] * 3 and data.cell_type.tolist() == ["A"] * 3 + ["B"] * 3
     assert isinstance(data.table, pd.DataFrame) and data.table["dose"].tolist() == [0.5] * N
     assert data.report.counts.to_numpy().tolist() == [[2, 1], [1, 2]]
 
@@ -306,7 +306,9 @@ def test_labels_of_tables(tmp_path, pixels):
     frame(names, day=["01", "1", "NA", "None", "x", "y"]).to_csv(tmp_path / "cells.csv", index=False)
     assert load(tmp_path / "cells.csv", batch="day").batch.tolist() == ["01", "1", "NA", "None", "x", "y"]
     table = frame(names, day=pd.to_datetime(["2024-05-01"] * N), run=[1.0, 2, 3, 1, 2, 3])
-    assert load(table, tmp_path, batch=["day", "run"]).batch[:2].tolist() == ["2024-05-01/1", "2024-05-01/2"]
+    data = load(table, tmp_path, batch=["day", "run"])
+    assert data.batch["run"].tolist() == ["1", "2", "3"] * 2 and set(data.batch["day"]) == {"2024-05-01"}
+    assert list(data.report.counts.columns) == [f"2024-05-01 / run {run}" for run in (1, 2, 3)]
     frame(names, day=["a", "", "b", "a", "b", "a"]).to_csv(tmp_path / "cells.csv", index=False)
     with pytest.raises(ValueError, match=r"batch \(column 'day'\) has a missing label, first at cell 1"):
         load(tmp_path / "cells.csv", batch="day")

@@ -231,7 +231,7 @@ def test_wrong_input_is_refused_with_what_to_do(cells):
     broken[17, 3, 3] = np.nan
     refused(cells, ValueError, "NaN or infinity, first in cell 17", broken, qpi)
     refused(cells, ValueError, "missing label, first at cell 2", bf, qpi, [*batch[:2], None, *batch[3:]], kind)
-    refused(cells, ValueError, "missing label", bf, qpi, batch, np.r_[np.nan, np.arange(89)])
+    refused(cells, ValueError, "missing label", bf, qpi, batch, np.r_[np.inf, np.arange(89)])
     refused(cells, ValueError, "mixes labels of types", bf, qpi, [1, *batch[1:]], kind)
     refused(cells, ValueError, "none of the batches", bf, qpi, batch, kind, params={"reference_batch": "day 9"})
     refused(cells, ValueError, "minibatch_size must be at least 2", bf, qpi, params={"minibatch_size": 1})

@@ -12,9 +12,17 @@ import skbegan
 ROOT = Path(skbegan.__file__).parent
 SPEAKS_SKLEARN = {"estimator", "_model_estimator", "metrics", "checks", "plotting", "io", "datasets"}
 LEAVES = {"metrics", "datasets"}  # import nothing of ours
-GROUND = {"config", "design", "checks", "presets", "_rules", "_version"}  # import of ours only one another
+GROUND = {
+    "_check_labels",
+    "config",
+    "design",
+    "checks",
+    "presets",
+    "_rules",
+    "_version",
+}  # import of ours only one another
 # Import nothing of ours; for the leaves and all others.
-SHARED = {"_atomic", "_foreign", "_hdf5", "_labels", "_lazy", "_progress", "_turns"}
+SHARED = {"_atomic", "_batch_table", "_foreign", "_hdf5", "_labels", "_lazy", "_progress", "_turns"}
 
 
 def imports() -> dict[str, set[str]]:

@@ -63,6 +63,26 @@ def active_share(features: Tensor) -> Tensor:
     return (spread > 0.01 * spread.max()).float().mean()
 
 
+def _mean_of(each: Tensor, known: Tensor) -> Tensor:
+    """Return the mean over the cells of known type; 0 where there are none."""
+    weights = known.to(each.dtype)
+    return (each * weights).sum() / weights.sum().clamp(min=1)
+
+
+def cross_entropy(logits: Tensor, truth: Tensor, known: Tensor | None = None) -> Tensor:
+    """Return the mean cross-entropy of the cells; with a mask, of those whose type is known."""
+    if known is None:
+        return F.cross_entropy(logits, truth)
+    return _mean_of(F.cross_entropy(logits, truth, reduction="none"), known)
+
+
+def divergence(logits: Tensor, target: Tensor, known: Tensor | None = None) -> Tensor:
+    """Return the mean Kullback-Leibler divergence from target probabilities; with a mask as in `cross_entropy`."""
+    if known is None:
+        return F.kl_div(F.log_softmax(logits, 1), target, reduction="batchmean")
+    return _mean_of(F.kl_div(F.log_softmax(logits, 1), target, reduction="none").sum(1), known)
+
+
 # Without an adversary -------------------------------------------------------------------------------------------------
 
 
@@ -76,11 +96,21 @@ class BatchAlignment:
         Cells remembered: a minibatch holds too few of each group for means and covariance.
     shrinkage : float, default=0.1
         Added to the diagonal of the pooled covariance within groups, as a share of its mean.
+    partial : bool, default=False
+        Whether there are cells of unknown type, which have the code -1 and are left out.
     """
 
-    def __init__(self, n_batches: int, n_cell_types: int, memory: int = 1024, shrinkage: float = 0.1) -> None:
+    def __init__(
+        self,
+        n_batches: int,
+        n_cell_types: int,
+        memory: int = 1024,
+        shrinkage: float = 0.1,
+        *,
+        partial: bool = False,
+    ) -> None:
         self.n_batches, self.n_groups, self.memory = n_batches, n_batches * n_cell_types, memory
-        self.shrinkage = shrinkage
+        self.shrinkage, self.partial = shrinkage, partial
         self._features: Tensor | None = None
         self._groups: Tensor | None = None
 
@@ -112,6 +142,9 @@ class BatchAlignment:
 
     def _sums(self, features: Tensor, groups: Tensor) -> tuple[Tensor, Tensor]:
         ones = features.new_ones(len(groups), 1)
+        if self.partial:
+            ones = (groups >= 0).to(features.dtype)[:, None]
+            features, groups = features * ones, groups.clamp(min=0)
         counts = features.new_zeros(self.n_groups, 1).index_add(0, groups, ones)
         return features.new_zeros(self.n_groups, features.shape[1]).index_add(0, groups, features), counts
 
@@ -124,8 +157,13 @@ class BatchAlignment:
         with torch.no_grad():
             sums, counts = self._sums(self._features, self._groups)
             means = sums / counts.clamp(min=1)
-            within = self._features - means[self._groups]
-            covariance = within.T @ within / len(within)
+            within = self._features - means[self._groups.clamp(min=0)]
+            if self.partial:
+                known = self._groups >= 0
+                within = within * known[:, None]
+                covariance = within.T @ within / known.sum().clamp(min=1)
+            else:
+                covariance = within.T @ within / len(within)
             ridge = self.shrinkage * covariance.diagonal().mean() + 1e-8
             covariance.diagonal().add_(ridge)
             root = torch.linalg.cholesky_ex(covariance).L  # without the check, which would wait for the device
@@ -233,7 +271,7 @@ class Activity:
 def group_members(batch: Tensor, cell_type: Tensor, device: torch.device | None = None) -> Members:
     """Return, for each cell type, the positions of the cells of each of its batches.
 
-    Only groups of at least `MIN_CELLS` cells count, and only types with two of them.
+    Only groups of at least `MIN_CELLS` cells count, and only types with two of them; -1 is no type.
 
     Parameters
     ----------
@@ -246,6 +284,8 @@ def group_members(batch: Tensor, cell_type: Tensor, device: torch.device | None 
     batch, cell_type = batch.cpu(), cell_type.cpu()
     found = []
     for code in cell_type.unique().tolist():
+        if code < 0:
+            continue
         own = cell_type == code
         groups = [torch.nonzero(own & (batch == b)).flatten() for b in batch[own].unique().tolist()]
         groups = [group.to(device, non_blocking=True) for group in groups if len(group) >= MIN_CELLS]

@@ -10,12 +10,17 @@ structure is in the phases, which stay.
 The effect of a batch is measured on the types that it has in common with others and applied to all: a cell is also
 given the styles of batches in which its type was never imaged. The batch would otherwise predict the type, and networks
 that classify the type would learn to read the batch.
+
+Cells of unknown type are not measured, since batches may differ in what they hold of them. They get the styles of the
+batches that theirs is linked with, by the effects of the batches alone.
 """
 
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -43,7 +48,9 @@ class _Effects:
         known = counts >= MIN_CELLS
         self.row = torch.where(known, (known.flatten().cumsum(0) - 1).view_as(known), -1)
         self.counts = counts[known]
-        self.comparable = torch.from_numpy(design.comparable(MIN_CELLS)).float()
+        comparable = design.comparable(MIN_CELLS)
+        self.comparable = torch.from_numpy(comparable).float()
+        self.n_types = design.n_cell_types
         cell_type, batch = torch.nonzero(known, as_tuple=True)
         together = (known.double().T @ self.comparable.double() > 0).float()
         self.centring = torch.eye(design.n_batches) - together / together.sum(1, keepdim=True).clamp(min=1)
@@ -53,17 +60,36 @@ class _Effects:
         effects[torch.arange(len(batch)), design.n_cell_types + batch] = 1.0
         weights = self.counts.to(torch.float64).sqrt()
         self.solver = torch.linalg.pinv(effects * weights[:, None]) * weights
+        #: By batch: the code of the cells of unknown type there; None where there are none.
+        self.untyped = None if design.unlabelled is None else self._add_untyped(comparable, design.counts)
+
+    def _add_untyped(self, comparable: np.ndarray, counts: np.ndarray) -> Tensor:
+        """Add a row for the cells of unknown type of each group of linked batches: the mean of the group's types."""
+        groups = np.unique(comparable[comparable.any(1)], axis=0)
+        if not len(groups):
+            groups = np.zeros((1, counts.shape[1]), bool)
+        members = (comparable == groups[:, None]).all(2)
+        size = members * counts.sum(1)
+        #: Shares of the types in the mean of each group, (n_groups, n_types).
+        self.mixture = torch.from_numpy(size / np.maximum(size.sum(1, keepdims=True), 1))
+        self.row = torch.cat([self.row, self.row.new_full((len(groups), counts.shape[1]), -1)])
+        self.comparable = torch.cat([self.comparable, torch.from_numpy(groups).float()])
+        # A batch in no group gets a row that does not have it: its cells keep their style.
+        return self.n_types + torch.from_numpy(groups.argmax(0))
 
 
 class _Table:
     """Values by cell type and batch: what was measured, or else the sum of the effects of the type and of the batch."""
 
     def __init__(self, measured: Tensor, design: _Effects) -> None:
-        n_types = len(design.row)
+        n_types = design.n_types
         self.row, self.measured = design.row.to(measured.device), measured
         effects = (design.solver.to(measured.device) @ measured.flatten(1).to(torch.float64)).to(measured.dtype)
         effects = effects.view(-1, *measured.shape[1:])
         self.of_type, self.of_batch = effects[:n_types], effects[n_types:]
+        if design.untyped is not None:
+            mixture = design.mixture.to(self.of_type)
+            self.of_type = torch.cat([self.of_type, torch.tensordot(mixture, self.of_type, dims=1)])
         #: Effects of batches about the mean of those that can be compared, (n_batches, values).
         self.differences = design.centring.to(effects) @ self.of_batch.flatten(1)
 
@@ -169,6 +195,10 @@ class BatchStyles:
         self._comparable = effects.comparable.to(cells.batch.device)
         self._cumulative = (self._comparable / self._comparable.sum(1, keepdim=True).clamp(min=1)).cumsum(1)
         self._row = effects.row.to(cells.batch.device)
+        self._usable = self._row >= 0
+        self._untyped = None if effects.untyped is None else effects.untyped.to(cells.batch.device)
+        if self._untyped is not None:
+            self._usable[effects.n_types :] = self._comparable[effects.n_types :] > 0
         self._styles = self._measure(cells, effects) if len(effects.counts) else None
 
     def _measure(self, cells: Cells, effects: _Effects) -> tuple[_Style, _Style]:
@@ -176,7 +206,7 @@ class BatchStyles:
         sums: list[Tensor] = []
         powers: list[Tensor] = []
         for positions in in_order(len(cells), CHUNK):
-            part = cells.take(positions)
+            part = self._typed(cells.take(positions))
             rows = self._row[part.cell_type, part.batch]
             for index, images in enumerate((part.source, part.target)):
                 if len(sums) == index:
@@ -184,7 +214,7 @@ class BatchStyles:
                 sums[index].index_add_(0, rows[rows >= 0], images[rows >= 0])
         means = [total / size for total in sums]
         for positions in in_order(len(cells), CHUNK):
-            part = cells.take(positions)
+            part = self._typed(cells.take(positions))
             rows = self._row[part.cell_type, part.batch]
             for index, images in enumerate((part.source, part.target)):
                 known = rows >= 0
@@ -197,6 +227,7 @@ class BatchStyles:
 
     def source(self, cells: Minibatch, share: float) -> Tensor:
         """Return the brightfield of the cells, a share of them in the style of another batch or in an unseen one."""
+        cells = self._typed(cells)
         moved = self._restyle(0, cells.source, cells, share)
         if self._styles is None or share == 0 or self.unseen_spread == 0:
             return moved
@@ -208,7 +239,7 @@ class BatchStyles:
         comparable = self._comparable[cells.cell_type].to(moved.dtype)
         mixes = mixes * comparable * self.unseen_spread / comparable.sum(1, keepdim=True).clamp(min=1).sqrt()
         unseen = self._styles[0].unseen(cells.source, cells.cell_type, cells.batch, mixes)
-        chosen = (chance < share * self.unseen_share) & (self._row[cells.cell_type, cells.batch] >= 0)
+        chosen = (chance < share * self.unseen_share) & self._usable[cells.cell_type, cells.batch]
         return torch.where((chosen & (comparable.sum(1) > 1))[:, None, None, None], unseen, moved)
 
     def target(self, cells: Minibatch, share: float) -> Tensor:
@@ -216,7 +247,7 @@ class BatchStyles:
 
         The best prediction of such targets is the same whatever the batch of the brightfield.
         """
-        return self._restyle(1, cells.target, cells, share)
+        return self._restyle(1, cells.target, self._typed(cells), share)
 
     def canonical_target(self, cells: Minibatch) -> Tensor:
         """Return the target of the cells in one style, the mean of all batches that compare with their type.
@@ -225,8 +256,9 @@ class BatchStyles:
         """
         if self._styles is None:
             return cells.target
+        cells = self._typed(cells)
         several = self._comparable[cells.cell_type].sum(1) > 1
-        known = (self._row[cells.cell_type, cells.batch] >= 0) & several
+        known = self._usable[cells.cell_type, cells.batch] & several
         moved = self._styles[1].canonical(cells.target, cells.cell_type, cells.batch, self._comparable)
         return torch.where(known[:, None, None, None], moved, cells.target)
 
@@ -235,12 +267,46 @@ class BatchStyles:
 
         Least squares of the means of the groups by type and batch; about the mean of the batches that compare with it.
         """
-        rows = self._row[cells.cell_type, cells.batch]
+        rows = self._row[self._types(cells.cell_type, cells.batch), cells.batch]
         size = self._effects.counts.to(values.device, values.dtype)[:, None]
         if not len(size):
             return values.new_zeros(self.n_batches, values.shape[1])
         means = values.new_zeros(len(size), values.shape[1]).index_add(0, rows[rows >= 0], values[rows >= 0]) / size
         return _Table(means, self._effects).differences
+
+    def target_effects(self) -> dict[str, np.ndarray] | None:
+        """Return what each batch does to standardised targets, as numbers to be kept; None where nothing was measured.
+
+        Returns
+        -------
+        effects : dict of str to ndarray
+            ``"centre"``: mean of the canonical images, (C, H, W). ``"shift"`` and ``"log_gain"``: differences of each
+            batch from the mean of the batches that it compares with, in mean image, (n_batches, C, H, W), and in
+            logarithm of amplitude, (n_batches, C, H, W // 2 + 1). ``"measured"``: which batches had cells enough.
+        """
+        if self._styles is None:
+            return None
+        style, n_types = self._styles[1], self._effects.n_types
+        row = self._row[:n_types]
+        size = torch.where(row >= 0, self._effects.counts.to(row.device)[row.clamp(min=0)], 0).sum(1)
+        canonical = style.mean.typical(self._comparable)[:n_types]
+        centre = torch.tensordot((size / size.sum()).to(canonical), canonical, dims=1)
+        shape = style.mean.measured.shape[1:], style.spectrum.measured.shape[1:]
+        return {
+            "centre": centre.float().cpu().numpy(),
+            "shift": style.mean.differences.view(-1, *shape[0]).float().cpu().numpy(),
+            "log_gain": style.spectrum.differences.view(-1, *shape[1]).float().cpu().numpy(),
+            "measured": (self._row >= 0).any(0).cpu().numpy(),
+        }
+
+    def _types(self, cell_type: Tensor, batch: Tensor) -> Tensor:
+        return cell_type if self._untyped is None else torch.where(cell_type < 0, self._untyped[batch], cell_type)
+
+    def _typed(self, cells: Minibatch) -> Minibatch:
+        """Return the cells with a code of their own for those of unknown type."""
+        if self._untyped is None:
+            return cells
+        return replace(cells, cell_type=self._types(cells.cell_type, cells.batch))
 
     def _restyle(self, which: int, images: Tensor, cells: Minibatch, share: float) -> Tensor:
         """Give a share of the cells the style of a batch drawn from all that compare with their own, it included."""
@@ -249,6 +315,6 @@ class BatchStyles:
         draws = cells.own(torch.rand(2, len(cells.whole.batch), generator=self.rng), axis=1)
         chance, draw = draws.to(images.device, non_blocking=True)
         drawn = (draw[:, None] >= self._cumulative[cells.cell_type]).sum(1).clamp(max=self.n_batches - 1)
-        known = self._row[cells.cell_type, cells.batch] >= 0
+        known = self._usable[cells.cell_type, cells.batch]
         after = torch.where((chance < share) & known, drawn, cells.batch)
         return self._styles[which].transfer(images, cells.cell_type, cells.batch, after)

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from skbegan.design import Design, removal_verdict
+from skbegan._labels import have_labels
+from skbegan.design import Design, removal_verdict, what_is_weak
 
 __all__ = ["TableReport", "count_cells", "verdict_of"]
 
@@ -126,7 +127,10 @@ def count_cells(batch: NDArray[Any], cell_type: NDArray[Any] | None) -> Any:
 
     batches, codes = np.unique(batch, return_inverse=True)
     types, type_codes = _encoded(cell_type, len(batch))
-    counts = Design.of(codes, type_codes, len(batches), len(types)).counts
+    design = Design.of(codes, type_codes, len(batches), len(types))
+    counts = design.counts
+    if design.unlabelled is not None:
+        counts, types = np.vstack([counts, design.unlabelled]), np.append(types.astype(object), "(unknown)")
     return pd.DataFrame(counts, index=pd.Index(types, name="cell type"), columns=pd.Index(batches, name="batch"))
 
 
@@ -135,20 +139,25 @@ def verdict_of(batch: NDArray[Any], cell_type: NDArray[Any] | None) -> str:
     batches, codes = np.unique(batch, return_inverse=True)
     types, type_codes = _encoded(cell_type, len(batch))
     design = Design.of(codes, type_codes, len(batches), len(types))
-    known = None if cell_type is None else types
+    known = None if cell_type is None or not have_labels(cell_type)[0].any() else types
     message = removal_verdict(design, batches, known, "conditional").message
-    if message is not None:
+    weak = what_is_weak(design, batches, known)
+    if message is not None and message != weak:
         return message
     lacking = int((design.counts == 0).sum())
-    return "batches are linked by the cell types that they share, so that batch and cell type can be told apart" + (
-        f"; {lacking} of {design.counts.size} combinations have no cell" if lacking else ""
+    return (
+        "batches are linked by the cell types that they share, so that batch and cell type can be told apart"
+        + (f"; {lacking} of {design.counts.size} combinations have no cell" if lacking else "")
+        + (f"; but {weak}" if weak else "")
     )
 
 
 def _encoded(cell_type: NDArray[Any] | None, n: int) -> tuple[NDArray[Any], NDArray[np.intp]]:
-    if cell_type is None:
+    known = np.zeros(n, bool) if cell_type is None else have_labels(cell_type)[0]
+    if cell_type is None or not known.any():
         return np.array(["(not given)"]), np.zeros(n, np.intp)
-    types, codes = np.unique(cell_type, return_inverse=True)
+    codes = np.full(n, -1)
+    types, codes[known] = np.unique(cell_type[known].astype(np.str_), return_inverse=True)
     return types, codes
 
 

@@ -11,10 +11,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from skbegan._foreign import listed
-from skbegan._labels import as_labels
+from skbegan._labels import as_labels, have_labels
 from skbegan.datasets._image_files import needs
 
-__all__ = ["check_columns", "column_and_channel", "joined_labels", "names_of", "page_numbers", "read_table"]
+__all__ = [
+    "check_columns",
+    "column_and_channel",
+    "joined_labels",
+    "label_columns",
+    "names_of",
+    "page_numbers",
+    "read_table",
+]
 
 _READERS = {
     ".csv": "read_csv",
@@ -110,20 +118,33 @@ def column_and_channel(rows: Any, name: str, what: str) -> tuple[str, int | None
     raise AssertionError(name)
 
 
-def joined_labels(rows: Any, names: Sequence[str], argument: str) -> NDArray[np.str_]:
-    """Return the labels in one or several columns as text."""
-    parts = [_texts(rows[name], f"{argument} (column {name!r})") for name in names]
-    return np.array(["/".join(labels) for labels in zip(*parts, strict=True)], dtype=np.str_)
+def joined_labels(rows: Any, names: Sequence[str], argument: str) -> NDArray[Any]:
+    """Return the labels in one or several columns as text; None for a cell type with a part missing."""
+    parts = [_texts(rows[name], f"{argument} (column {name!r})", argument == "cell_type") for name in names]
+    joined = [None if None in labels else "/".join(map(str, labels)) for labels in zip(*parts, strict=True)]
+    return np.array(joined, dtype=object if None in joined else np.str_)
 
 
-def _texts(column: Any, name: str) -> list[str]:
-    labels = as_labels(list(column), name)
+def label_columns(rows: Any, names: Sequence[str], argument: str) -> NDArray[Any]:
+    """Return the labels in several columns as text, in an array with a field for each."""
+    columns = {name: np.array(_texts(rows[name], f"{argument} (column {name!r})")) for name in names}
+    found = np.empty(len(rows), dtype=[(name, column.dtype) for name, column in columns.items()])
+    for name, column in columns.items():
+        found[name] = column
+    return found
+
+
+def _texts(column: Any, name: str, may_lack: bool = False) -> list[str | None]:
+    given = list(column)
+    known = have_labels(given)[0] if may_lack else np.ones(len(given), bool)
+    labels = as_labels([label for label, has in zip(given, known, strict=True) if has], name)
     if labels.dtype.kind == "f" and (labels == np.floor(labels)).all():
         labels = labels.astype(np.int64)
     if labels.dtype.kind == "M":
         days = labels.astype("datetime64[D]")
         labels = np.datetime_as_string(days if (days == labels).all() else labels)
-    return [str(label) for label in labels.tolist()]
+    texts = iter(labels.tolist())
+    return [str(next(texts)) if has else None for has in known]
 
 
 def page_numbers(column: Any, name: str) -> NDArray[np.intp]:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from skbegan._batch_table import as_batch_table
 from skbegan._lazy import ROWS_AT_ONCE
 from skbegan._progress import Progress
 from skbegan.datasets._image_files import Header, Layout, layout_of, needs, open_images
@@ -21,6 +22,7 @@ from skbegan.datasets._table_rows import (
     check_columns,
     column_and_channel,
     joined_labels,
+    label_columns,
     names_of,
     page_numbers,
     read_table,
@@ -77,8 +79,10 @@ def load_cell_table(
     bf, target : str or sequence of str
         Columns of the brightfield and of the target images. Without a target, `qpi` is None.
     batch, cell_type : str or sequence of str
-        Columns of labels; several are joined by "/". Labels become text: 1 and 1.0 become "1". In CSV, TSV and Excel
-        they are taken letter by letter ("01" stays "01", and "NA" is a label); only an empty field is a missing one.
+        Columns of labels. Several columns of the batch, such as day, plate and position, stay apart in `data.batch`,
+        and each combination is a batch; several of the cell type are joined by "/". Labels become text: 1 and 1.0
+        become "1". In CSV, TSV and Excel they are taken letter by letter ("01" stays "01", and "NA" and "-1" are
+        labels); only an empty field is a missing one. A cell type may be missing, a batch may not.
     root : path-like or None, default=None
         Folder that names of files start from; None is the folder of the table, or for a data frame the current one.
     image_size : int
@@ -120,8 +124,10 @@ def load_cell_table(
             Images in the units of the files, channels last. Lazy ones have shape, dtype and length; ``bf[3]``,
             ``bf[10:20]`` and ``bf[rows]`` are arrays, ``bf.select(rows)`` is lazy, ``numpy.asarray(bf)`` reads all.
             `qpi` is None without a target. float32 holds integers up to 2**24 exactly.
-        batch, cell_type : ndarray of shape (n_cells,), str
-            Labels; `cell_type` is None if it was not asked for.
+        batch : ndarray of shape (n_cells,), str
+            Labels; with several columns a structured array, ``batch["day"]``.
+        cell_type : ndarray of shape (n_cells,), str, or None
+            None if it was not asked for; of dtype object, with None for the cells that have none, where some have none.
         table : DataFrame
             The rows of the cells with all their columns, numbered from 0.
         report : TableReport
@@ -134,8 +140,8 @@ def load_cell_table(
     FileNotFoundError
         If the table or files that it names are missing; the first ones are named.
     ValueError
-        If columns are missing or labels empty; a file is of an unknown kind, damaged, or holds palettes or transparent
-        pixels; the order of axes is doubtful; channels, or the two images of a cell, do not match.
+        If columns are missing or labels of the batch empty; a file is of an unknown kind, damaged, or holds palettes or
+        transparent pixels; the order of axes is doubtful; channels, or the two images of a cell, do not match.
     TypeError
         If an argument is of the wrong kind.
     ImportError
@@ -200,6 +206,11 @@ def load_cell_table(
     if len(rows) == 0:
         raise FileNotFoundError(_absent(absent, n_rows, base))
     texts = {name: joined_labels(rows, names, name) for name, names in labels.items()}
+    batches: Any = texts["batch"]
+    if (several := labels["batch"])[1:]:
+        batches = label_columns(rows, several, "batch")
+        if (table_of_batches := as_batch_table(batches)) is not None:
+            texts["batch"] = table_of_batches.labels
     pages = None if index is None else page_numbers(rows[index], index)
 
     headers = _headers([place for found in places.values() for place in found], verbose)
@@ -227,7 +238,7 @@ def load_cell_table(
     return Bunch(
         bf=arrays["bf"],
         qpi=arrays["qpi"],
-        batch=texts["batch"],
+        batch=batches,
         cell_type=texts.get("cell_type"),
         table=rows,
         report=report,

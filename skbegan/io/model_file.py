@@ -1,9 +1,9 @@
 """Fitted models in one file that runs no code when it is loaded: safetensors for the weights, JSON for the rest.
 
 A file is a safetensors file. Its tensors are the state of the generator, with what makes profiles of its features
-(``profile.*``) and takes the batch from its images (``erasure.*``) where they were fitted; its metadata has two
-entries: ``"skbegan"``, a JSON document, and ``"digest"``, the SHA-256 of that document and of all tensors. The document
-holds
+(``profile.*``) and takes the batch from its images (``erasure.*``) where they were fitted, and what its batches do to
+target images (``style.*``) where that was measured. Its metadata has two entries: ``"skbegan"``, a JSON document, and
+``"digest"``, the SHA-256 of that document and of all tensors. The document holds
 
 ``format``      number of the format
 ``versions``    of skbegan, scikit-learn, torch and numpy that wrote the file
@@ -33,6 +33,7 @@ from skbegan import checks, config
 from skbegan._atomic import write_whole
 from skbegan._foreign import refuse_lfs_pointer
 from skbegan._version import __version__, versions
+from skbegan.io._style_tensors import STYLE, style_tensors, styles_as_tensors, styles_of
 from skbegan.io.plain_data import decode, encode
 
 if TYPE_CHECKING:
@@ -125,6 +126,7 @@ def save(est: BeGANTransformer, path: str | os.PathLike[str]) -> None:
         "device": model.device,
         "config": _plain_config(model.config),
     }
+    fitted |= {name: value for name in _OPTIONAL if (value := getattr(model, name)) is not None}
     document = {
         "format": FORMAT,
         "versions": versions(),
@@ -135,6 +137,7 @@ def save(est: BeGANTransformer, path: str | os.PathLike[str]) -> None:
     text = json.dumps(document, allow_nan=False)
     if len(text) > MAX_HEADER:
         raise ValueError(f"labels and history take {len(text)} bytes, more than the {MAX_HEADER} that a file may hold")
+    weights |= styles_as_tensors(model.styles)
     entries = {_ENTRY: text, _DIGEST: _digest(text, weights)}
     _replace(Path(path), safetensors.numpy.save(weights, metadata=entries))
 
@@ -210,11 +213,12 @@ def load(path: str | os.PathLike[str]) -> BeGANTransformer:
             document = _document(path, text)
             est, fitted = _estimator(path, document)
             weights = _weights(path, file, fitted)
-            if (file.metadata() or {}).get(_DIGEST) != _digest(text, weights):
+            styles = _styles(path, file, fitted)
+            if (file.metadata() or {}).get(_DIGEST) != _digest(text, weights | styles):
                 raise _refusal(path, "its content does not match its digest: it was damaged or changed")
     except safetensors.SafetensorError as error:
         raise _refusal(path, f"it is no safetensors file, or a damaged one ({error})") from error
-    _check_weights(path, weights)
+    _check_weights(path, weights | styles)
     model = FittedModel(
         weights=weights,
         bf_scaling=Scaling(fitted["bf_mean"], fitted["bf_scale"]),
@@ -224,6 +228,8 @@ def load(path: str | os.PathLike[str]) -> BeGANTransformer:
             name: fitted[name] for name in ("image_shape", "target_shape", "batches", "cell_types", "history", "device")
         },
         config=fitted["config"],
+        **{name: fitted[name] for name in _OPTIONAL if name in fitted},
+        styles=styles_of(styles),
     )
     checks.warn_of_versions(document["versions"], versions(), str(path))
     return est._adopt(model)
@@ -284,9 +290,9 @@ def _estimator(path: Path, document: dict[str, Any]) -> tuple[BeGANTransformer, 
             except (ValueError, TypeError, OverflowError, RecursionError) as error:
                 raise _refusal(path, f"{name!r} of its {part} cannot be read ({error})") from error
     fitted = decoded["fitted"]
-    if odd := sorted(fitted.keys() ^ _EXPECTED.keys()):
+    if odd := sorted((fitted.keys() - _OPTIONAL.keys()) ^ _EXPECTED.keys()):
         raise _refusal(path, f"missing or unexpected among its fitted attributes: {', '.join(odd)}")
-    for name, (what, accepts) in _EXPECTED.items():
+    for name, (what, accepts) in (_EXPECTED | {name: _OPTIONAL[name] for name in _OPTIONAL if name in fitted}).items():
         if not accepts(fitted[name]):
             raise _refusal(path, f"{name!r} of its fitted attributes should be {what}, found {fitted[name]!r}"[:500])
     for name, shape in _SCALINGS.items():
@@ -297,6 +303,9 @@ def _estimator(path: Path, document: dict[str, Any]) -> tuple[BeGANTransformer, 
     for name in ("batches", "cell_types"):
         if fitted[name] is not None and len(set(fitted[name].tolist())) != len(fitted[name]):
             raise _refusal(path, f"{name!r} repeats a label")
+    for column, labels in fitted.get("batch_columns", {}).items():
+        if fitted["batches"] is None or len(labels) != len(fitted["batches"]):
+            raise _refusal(path, f"its batches and their column {column!r} contradict one another")
     parameters = {**decoded["parameters"], **dict.fromkeys(NOT_SAVED)}
     try:
         config.Config.of(BeGANTransformer(**parameters).get_params(deep=False))
@@ -357,13 +366,25 @@ _EXPECTED: dict[str, tuple[str, Callable[[Any], bool]]] = {
 }
 
 
+def _are_columns(value: Any) -> bool:
+    return isinstance(value, dict) and all(
+        isinstance(name, str) and labels is not None and _is_labels(labels) for name, labels in value.items()
+    )
+
+
+#: Attributes that files of earlier versions lack, and that are written where the model has them.
+_OPTIONAL: dict[str, tuple[str, Callable[[Any], bool]]] = {
+    "batch_columns": ("a dict of arrays of labels", _are_columns),
+}
+
+
 def _weights(path: Path, file: Any, fitted: dict[str, Any]) -> dict[str, np.ndarray]:
     """Read the tensors, after comparing their names, shapes and types with those of the generator they are for."""
     import torch
 
     from skbegan.core.networks import Generator, with_outputs
 
-    shapes = {name: file.get_slice(name).get_shape() for name in file.keys()}
+    shapes = {name: file.get_slice(name).get_shape() for name in file.keys() if not name.startswith(STYLE)}
     try:
         with torch.device("meta"):
             generator = Generator(
@@ -393,6 +414,15 @@ def _weights(path: Path, file: Any, fitted: dict[str, Any]) -> dict[str, np.ndar
                 path, f"tensor {name} should be F32 or F64 of shape {shape}, found {dtype} of {shapes[name]}"
             )
     return {name: file.get_tensor(name) for name in expected}
+
+
+def _styles(path: Path, file: Any, fitted: dict[str, Any]) -> dict[str, np.ndarray]:
+    n_batches = 0 if fitted["batches"] is None else len(fitted["batches"])
+    side, channels = fitted["target_shape"][0], _n_channels(fitted["target_shape"])
+    try:
+        return style_tensors(file, side, channels, n_batches)
+    except ValueError as error:
+        raise _refusal(path, str(error)) from None
 
 
 def _check_weights(path: Path, weights: Mapping[str, np.ndarray]) -> None:

@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
-from typing import Any, TypeAlias
+import inspect
+import warnings
+from collections.abc import Callable
+from typing import Any, ParamSpec, TypeAlias, TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from skbegan._labels import as_labels
+from skbegan._batch_table import as_batch_table, rows_of
+from skbegan._labels import as_labels, known_labels
 
 Array: TypeAlias = NDArray[Any]
 RandomState: TypeAlias = int | np.random.Generator | np.random.RandomState | None
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
+_PER_CELL = ("features", "images", "batch", "cell_type", "probe_train", "measurements")
 
 
 def check_features(features: ArrayLike) -> Array:
@@ -51,7 +59,9 @@ def check_pixels(images: ArrayLike, name: str) -> Array:
 
 
 def check_labels(labels: ArrayLike, name: str, n_cells: int) -> tuple[Array, Array]:
-    """Return the sorted distinct labels and each cell's code."""
+    """Return the sorted distinct labels and each cell's code; a table of batches has one label per distinct row."""
+    if name == "batch" and (table := as_batch_table(labels)) is not None:
+        labels = table.labels
     given = np.asarray(labels, dtype=object)
     missing = [v is None or type(v).__name__ in ("NAType", "NaTType") or bool(v != v) for v in given.ravel()]
     if given.ndim == 1 and any(missing):
@@ -61,6 +71,43 @@ def check_labels(labels: ArrayLike, name: str, n_cells: int) -> tuple[Array, Arr
         raise ValueError(f"{name} must be 1-D with one label per cell: expected shape ({n_cells},), got {array.shape}.")
     values, codes = np.unique(array, return_inverse=True)
     return values, codes.astype(np.intp)
+
+
+def known_types(cell_type: Any) -> Array | None:
+    """Return which cells have a cell type, or None where all have one, or none has, or labels are no list of labels."""
+    if cell_type is None or getattr(cell_type, "ndim", 1) != 1:
+        return None
+    _, known, note = known_labels(cell_type, "cell_type")
+    if note is not None:
+        warnings.warn(note, UserWarning, stacklevel=4)
+    return None if known.all() or not known.any() else known
+
+
+def without_unknown_types(function: Callable[_P, _R]) -> Callable[_P, _R]:
+    """Let a metric leave out the cells whose type is missing: nothing can be said of them within a type."""
+    signature = inspect.signature(function)
+
+    @functools.wraps(function)
+    def measured(*args: _P.args, **kwargs: _P.kwargs) -> _R:
+        given = signature.bind(*args, **kwargs)
+        known = known_types(given.arguments.get("cell_type"))
+        if known is None:
+            return function(*args, **kwargs)
+        for name in _PER_CELL:
+            value = given.arguments.get(name)
+            if value is not None and (n := _n_rows(value)) != len(known):
+                raise ValueError(f"{name} has {n} rows and cell_type {len(known)} labels; each needs one per cell.")
+            if value is not None:
+                given.arguments[name] = rows_of(value, known)
+        return function(*given.args, **given.kwargs)
+
+    return measured
+
+
+def _n_rows(values: Any) -> int:
+    if isinstance(values, dict):
+        return len(next(iter(values.values()), ()))
+    return len(values)
 
 
 def check_mask(mask: ArrayLike | None, n_cells: int) -> Array | None:

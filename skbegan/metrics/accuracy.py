@@ -8,7 +8,14 @@ import numpy as np
 from numpy.typing import ArrayLike
 from sklearn.utils import Bunch
 
-from skbegan.metrics._checks import Array, RandomState, check_count, check_features, make_generator
+from skbegan.metrics._checks import (
+    Array,
+    RandomState,
+    check_count,
+    check_features,
+    make_generator,
+    without_unknown_types,
+)
 from skbegan.metrics.probes import (
     MIN_CELLS,
     MIX,
@@ -26,6 +33,7 @@ from skbegan.metrics.probes import (
 )
 
 
+@without_unknown_types
 def cell_type_accuracy(
     features: ArrayLike,
     cell_type: ArrayLike,
@@ -80,6 +88,7 @@ def cell_type_accuracy(
     return found if return_details else float(found.score)
 
 
+@without_unknown_types
 def cross_batch_accuracy(
     features: ArrayLike,
     batch: ArrayLike,
@@ -152,6 +161,7 @@ def cross_batch_accuracy(
     return _public(found) if return_details else float(found.score)
 
 
+@without_unknown_types
 def cross_batch_gap(
     features: ArrayLike,
     batch: ArrayLike,

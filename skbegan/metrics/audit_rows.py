@@ -277,6 +277,32 @@ def add_errors(
     return found
 
 
+def about_probes(design: Design, n_splits: int, n_repeats: int, n_components: int) -> list[str]:
+    """Say how the probes of an audit are trained."""
+    how = (
+        f"cross-fitted on these cells ({n_splits} folds)"
+        if design.train is None
+        else f"trained on {int(design.train.sum())} other cells (probe_train)"
+    )
+    return [
+        f"Probes are {how}, {counted(n_repeats, 'repeat')}; images are given to them as {n_components} principal "
+        "components.",
+        "The figures hold only if the model was not fitted on the scored cells, which it cannot tell.",
+    ]
+
+
+def about_measurements(sheet: Sheet, center: str) -> list[str]:
+    """Say where the cell measurements of an audit come from."""
+    if not any(key.startswith("retained_") for key in sheet.measures):
+        return []
+    if center == "batch":
+        return [
+            "The truth is unknown: cell measurements are those of the measured images, with their noise, each batch",
+            "brought to its type's mean and spread.",
+        ]
+    return []
+
+
 # ------------------------------------------------------------------------------------------- each batch, each type
 def groups(
     design: Design, scored: Array, found: dict[str, Any], errors: dict[str, Bunch], probes: Sequence[str]

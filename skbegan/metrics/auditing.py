@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 from sklearn.utils import Bunch
 
+from skbegan._batch_table import as_batch_table, rows_of
 from skbegan._progress import Progress
 from skbegan.metrics._checks import (
     Array,
@@ -18,15 +19,19 @@ from skbegan.metrics._checks import (
     check_features,
     check_pixels,
     digest,
+    known_types,
     make_generator,
 )
 from skbegan.metrics._estimators import features_of, images_of, unwrap
 from skbegan.metrics.accuracy import measure_cell_type, measure_gap
+from skbegan.metrics.audit_columns import measure_columns, notes_on_columns, rows_of_columns
 from skbegan.metrics.audit_rows import (
     FEATURES,
     IMAGES,
     PROBES,
     Sheet,
+    about_measurements,
+    about_probes,
     add_activity,
     add_classifier,
     add_errors,
@@ -49,6 +54,7 @@ _PERMUTATIONS = 10  # for the chance level of retained variation; references go 
 # How long parts take, roughly, in units of a linear probe: for the time that is left.
 _PARTS = {"linear": 1, "mlp": 8, "knn": 1, "trees": 6, "cnn": 60}
 _RETAINED = {"model": 30, "raw": 5, "truth": 5}
+_COLUMN = 10
 
 
 def audit(
@@ -90,7 +96,11 @@ def audit(
         aside. ``trained_on`` checks it.
     y_qpi : array-like of shape (n_cells, H, W) or (n_cells, H, W, C), or None
         Measured target images.
-    batch, cell_type : array-like of shape (n_cells,)
+    batch : array-like of shape (n_cells,), or table
+        Of a table of several columns (day, plate, position), each distinct row is a batch, and ``per_column`` says how
+        well each column is read.
+    cell_type : array-like of shape (n_cells,)
+        Cells without one (None, NaN) are left out.
     truth : array-like of the shape of ``y_qpi``, default=None
         Target images without any batch effect, where they are known (simulated cells): errors are given to them too,
         and what probes read from them is the best that can be expected.
@@ -174,6 +184,14 @@ def audit(
     >>> print(result)  # doctest: +SKIP
     """
     estimator = unwrap(estimator)
+    n_unknown = 0
+    if (known_cells := known_types(cell_type)) is not None:  # nothing can be said of the others within a type
+        n_unknown, columns_given = int((~known_cells).sum()), isinstance(measurements, bool)
+        X_bf, batch, cell_type = (rows_of(values, known_cells) for values in (X_bf, batch, cell_type))
+        y_qpi, truth, probe_train = (
+            None if values is None else rows_of(values, known_cells) for values in (y_qpi, truth, probe_train)
+        )
+        measurements = measurements if columns_given else rows_of(measurements, known_cells)
     bf = np.asarray(X_bf)
     if bf.ndim < 2 or 0 in bf.shape:
         raise ValueError(f"X_bf must hold one image per cell, got shape {bf.shape}.")
@@ -182,6 +200,7 @@ def audit(
             raise ValueError(
                 f"An audit needs the {name} of each cell; if there is one only, give it that label for all."
             )
+    columns = as_batch_table(batch, len(bf))
     design = Design.of(batch, cell_type, probe_train, len(bf))
     scored = np.ones(len(bf), bool) if design.train is None else ~design.train
     known = [probe for probe in probes if probe in PROBES] if not isinstance(probes, str) else []
@@ -211,6 +230,7 @@ def audit(
         + n_pixels * _n_parts(known, 1, False)
         + sum(_RETAINED.values())
     )
+    total += 0 if columns is None else _COLUMN * len(columns.columns)
     with Progress("audit", total, unit="part", verbose=verbose) as bar:
         features = check_features(features_of(estimator, X_bf))
         if len(features) != len(bf):
@@ -264,6 +284,18 @@ def audit(
         if integration:
             add_integration(sheet, features[scored], bf[scored], design, scored, references, n_components, seed)
         errors = add_errors(sheet, predicted, targets, design, scored, references)
+        by_column = Bunch()
+        if columns is not None:
+            images = pixels(predicted, "predicted images")
+            measured = pixels(targets["y_qpi"], "y_qpi") if references and images is not None else None
+            parts = {
+                "features": (features, None, n_repeats),
+                "raw": (bf_pixels if references else None, n_components, 1),
+                "image": (images, n_components, 1),
+                "image_raw": (measured, n_components, 1),
+            }
+            by_column = measure_columns(parts, columns, design, known[0], n_splits, seed)
+            bar.update(_COLUMN * len(by_column))
 
     per_batch, per_type = groups(design, scored, model[FEATURES], errors, [probe for probe in known if probe != "cnn"])
     details = Bunch(
@@ -272,30 +304,25 @@ def audit(
         truth=ceiling,
         retained=Bunch(**kept),
         cross_batch_precision=Bunch(**found),
+        columns=by_column,
     )
+    notes, skipped = notes_on_columns(by_column, PROBES[known[0]]) if by_column else ([], {})
     return Audit(
         title=f"Audit of {type(estimator).__name__} on {int(scored.sum())} cells, "
         f"{counted(len(design.batches), 'batch')} and {counted(len(design.types), 'cell type')}",
-        about=[*_about_probes(design, n_splits, n_repeats, n_components), *_about_measurements(sheet, center)],
+        about=[
+            *about_probes(design, n_splits, n_repeats, n_components),
+            *about_measurements(sheet, center),
+            *([f"{n_unknown} cells without a cell type are left out."] if n_unknown else []),
+            *notes,
+        ],
         measures=sheet.measures,
         per_batch=per_batch,
         per_type=per_type,
-        skipped=sheet.skipped,
+        skipped=sheet.skipped | skipped,
         details=details,
+        per_column=rows_of_columns(by_column),
     )
-
-
-def _about_probes(design: Design, n_splits: int, n_repeats: int, n_components: int) -> list[str]:
-    how = (
-        f"cross-fitted on these cells ({n_splits} folds)"
-        if design.train is None
-        else f"trained on {int(design.train.sum())} other cells (probe_train)"
-    )
-    return [
-        f"Probes are {how}, {counted(n_repeats, 'repeat')}; images are given to them as {n_components} principal "
-        "components.",
-        "The figures hold only if the model was not fitted on the scored cells, which it cannot tell.",
-    ]
 
 
 # ------------------------------------------------------------------------------------------------------------ input
@@ -360,17 +387,6 @@ def _measured(table: Any, targets: dict[str, Array | None]) -> tuple[Any, str, s
     except ImportError as missing:
         return str(missing), center, source
     return check_measurements(columns, len(images)), center, source
-
-
-def _about_measurements(sheet: Sheet, center: str) -> list[str]:
-    if not any(key.startswith("retained_") for key in sheet.measures):
-        return []
-    if center == "batch":
-        return [
-            "The truth is unknown: cell measurements are those of the measured images, with their noise, each batch",
-            "brought to its type's mean and spread.",
-        ]
-    return []
 
 
 def _retained(

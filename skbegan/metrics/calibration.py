@@ -10,7 +10,15 @@ from numpy.typing import ArrayLike
 from sklearn.neighbors import NearestNeighbors
 from sklearn.utils import Bunch
 
-from skbegan.metrics._checks import Array, RandomState, check_count, check_features, check_pixels, make_generator
+from skbegan.metrics._checks import (
+    Array,
+    RandomState,
+    check_count,
+    check_features,
+    check_pixels,
+    make_generator,
+    without_unknown_types,
+)
 from skbegan.metrics.leakage import measure_leakage, of_images
 from skbegan.metrics.probes import (
     MIN_CELLS,
@@ -32,6 +40,7 @@ _REFITTED = ("linear", "knn")  # probes that are trained anew for each permutati
 _DETECTED = 0.8  # of the draws with a planted signal have to be beyond the bound
 
 
+@without_unknown_types
 def leakage_calibration(
     features: ArrayLike,
     batch: ArrayLike,

@@ -9,7 +9,8 @@ from numpy.typing import ArrayLike
 from scipy.ndimage import gaussian_filter
 from sklearn.utils import Bunch
 
-from skbegan.metrics._checks import Array, check_labels
+from skbegan._batch_table import rows_of
+from skbegan.metrics._checks import Array, check_labels, known_types
 
 _CHUNK_PIXELS = 2**21  # image_error works on this many pixels at a time (16 MiB per float64 temporary)
 
@@ -101,11 +102,17 @@ def image_error(
     for name, array in (("predicted", p), ("target", y)):
         if array.dtype.kind not in "biuf":
             raise ValueError(f"{name} must hold real numbers, got dtype {array.dtype}.")
-    groups = {
-        name: check_labels(labels, arg, len(y))
-        for name, arg, labels in (("per_batch", "batch", batch), ("per_type", "cell_type", cell_type))
-        if labels is not None
-    }
+    groups = {} if batch is None else {"per_batch": check_labels(batch, "batch", len(y))}
+    if cell_type is not None:
+        known = known_types(cell_type)
+        if known is None:
+            groups["per_type"] = check_labels(cell_type, "cell_type", len(y))
+        else:
+            codes = np.full(len(known), -1)
+            types, codes[known] = check_labels(rows_of(cell_type, known), "cell_type", int(known.sum()))
+            groups["per_type"] = types, codes
+            if len(codes) != len(y):
+                raise ValueError(f"cell_type has {len(codes)} labels for {len(y)} images.")
     if data_range is None:
         data_range = float(y.max()) - float(y.min()) or 1.0  # all-constant targets: any span does
     if not (np.isfinite(data_range) and data_range > 0):

@@ -13,7 +13,14 @@ from sklearn.metrics import silhouette_samples
 from sklearn.neighbors import NearestNeighbors
 from sklearn.utils import Bunch
 
-from skbegan.metrics._checks import Array, RandomState, check_count, check_features, make_generator
+from skbegan.metrics._checks import (
+    Array,
+    RandomState,
+    check_count,
+    check_features,
+    make_generator,
+    without_unknown_types,
+)
 from skbegan.metrics.probes import MIN_CELLS, MIN_STD_TO_MEAN, MIX, Design, NothingToMeasure, enough, prepare, spread
 
 _PERPLEXITY = 30.0  # of LISI, over three times as many neighbours, as in Korsunsky et al.
@@ -23,6 +30,7 @@ _KBET_LEVEL = 0.05
 _BATCH, _TYPE = ("kbet", "ilisi", "batch_asw", "graph_connectivity"), ("clisi", "cell_type_asw")
 
 
+@without_unknown_types
 def integration_scores(
     features: ArrayLike,
     batch: ArrayLike,

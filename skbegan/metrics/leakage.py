@@ -9,7 +9,15 @@ import numpy as np
 from numpy.typing import ArrayLike
 from sklearn.utils import Bunch
 
-from skbegan.metrics._checks import Array, RandomState, check_count, check_features, check_pixels, make_generator
+from skbegan.metrics._checks import (
+    Array,
+    RandomState,
+    check_count,
+    check_features,
+    check_pixels,
+    make_generator,
+    without_unknown_types,
+)
 from skbegan.metrics._cnn import ConvolutionalProbe
 from skbegan.metrics.probes import (
     MIN_CELLS,
@@ -30,6 +38,7 @@ from skbegan.metrics.probes import (
 )
 
 
+@without_unknown_types
 def batch_leakage(
     features: ArrayLike,
     batch: ArrayLike,
@@ -134,6 +143,7 @@ def batch_leakage(
     return found if return_details else float(found.score)
 
 
+@without_unknown_types
 def image_leakage(
     images: ArrayLike,
     batch: ArrayLike,

@@ -75,6 +75,10 @@ class Audit:
         Selected figures of each batch and each cell type, under the same keys where they are the same measure.
     skipped : dict of str to str
         Measures that these cells do not allow, and why.
+    per_column : dict of str to (dict of str to float)
+        Where the batch was a table, for each of its columns: ``n_labels``; ``leakage``, ``stderr``, ``accuracy`` and
+        ``chance``, read from the features within cell type; the leakage from raw and predicted images; and
+        ``leakage_within_others``, among cells that also agree in the other columns.
     details : Bunch
         ``model``, ``raw``, ``truth``: what the metric functions return with ``return_details``.
 
@@ -96,6 +100,7 @@ class Audit:
     per_type: dict[Any, dict[str, float]]
     skipped: dict[str, str]
     details: Bunch = field(repr=False, default_factory=Bunch)
+    per_column: dict[str, dict[str, float]] = field(default_factory=dict)
 
     def __getitem__(self, key: str) -> Measure:
         if key not in self.measures:
@@ -125,6 +130,7 @@ class Audit:
             "measures": {key: plain(asdict(measure)) for key, measure in self.measures.items()},
             "per_batch": {str(label): plain(row) for label, row in self.per_batch.items()},
             "per_type": {str(label): plain(row) for label, row in self.per_type.items()},
+            "per_column": {label: plain(row) for label, row in self.per_column.items()},
             "skipped": dict(self.skipped),
         }
 
@@ -133,12 +139,12 @@ class Audit:
 
         Parameters
         ----------
-        table : {"measures", "per_batch", "per_type"}, default="measures"
+        table : {"measures", "per_batch", "per_type", "per_column"}, default="measures"
 
         Returns
         -------
         frame : DataFrame
-            A row for each measure, batch or cell type.
+            A row for each measure, batch, cell type or column of the batch.
 
         Raises
         ------
@@ -147,8 +153,9 @@ class Audit:
         ImportError
             Without pandas, which skbegan does not need otherwise.
         """
-        if table not in ("measures", "per_batch", "per_type"):
-            raise ValueError(f"table must be 'measures', 'per_batch' or 'per_type', got {table!r}.")
+        names = {"measures": "measure", "per_batch": "batch", "per_type": "cell type", "per_column": "batch column"}
+        if table not in names:
+            raise ValueError(f"table must be one of {list(names)}, got {table!r}.")
         try:
             import pandas as pd
         except ImportError as error:
@@ -158,7 +165,7 @@ class Audit:
         else:
             rows = getattr(self, table)
         frame = pd.DataFrame.from_dict(rows, orient="index")
-        return frame.rename_axis({"measures": "measure", "per_batch": "batch", "per_type": "cell type"}[table])
+        return frame.rename_axis(names[table])
 
     def __str__(self) -> str:
         lines = [self.title, *(f"  {line}" for line in self.about), ""]
@@ -203,7 +210,8 @@ class Audit:
             shown += [m.better or "", *(_number(key, getattr(m, name)) for name in references), str(m.n_cells)]
             rows.append([m.name, *shown])
         tables = [("", head, rows)]
-        for caption, each in (("each batch", self.per_batch), ("each cell type", self.per_type)):
+        groups: dict[str, dict[Any, dict[str, float]]] = {"each batch column": {**self.per_column}}
+        for caption, each in (groups | {"each batch": self.per_batch, "each cell type": self.per_type}).items():
             keys = list(dict.fromkeys(key for row in each.values() for key in row))
             if keys:
                 body = [[str(label), *(_number(key, row.get(key)) for key in keys)] for label, row in each.items()]
@@ -235,6 +243,15 @@ _SHORT = {
     "n_cells": "cells",
     "n_batches": "batches",
     "n_types": "types",
+    "n_labels": "labels",
+    "leakage": "leakage",
+    "stderr": "+/-",
+    "raw_leakage": "raw",
+    "image_leakage": "images",
+    "image_raw_leakage": "images raw",
+    "leakage_within_others": "within others",
+    "within_others_stderr": "+/-",
+    "within_others_chance": "chance",
     "cell_type_accuracy": "cell type",
     "within_batch_accuracy": "within batch",
     "cross_batch_accuracy": "cross batch",

@@ -12,7 +12,14 @@ from scipy.spatial.distance import cdist
 from sklearn.linear_model import RidgeCV
 from sklearn.utils import Bunch
 
-from skbegan.metrics._checks import Array, RandomState, check_count, check_features, make_generator
+from skbegan.metrics._checks import (
+    Array,
+    RandomState,
+    check_count,
+    check_features,
+    make_generator,
+    without_unknown_types,
+)
 from skbegan.metrics.probes import MIN_CELLS, Design, NothingToMeasure, Prepared, deal, prepare, spread
 
 PROBES = ("linear", "kernel")
@@ -100,6 +107,7 @@ class RetainedVariation:
         return frame
 
 
+@without_unknown_types
 def retained_variation(
     features: ArrayLike,
     measurements: Any,

@@ -8,10 +8,18 @@ import numpy as np
 from numpy.typing import ArrayLike
 from sklearn.utils import Bunch
 
-from skbegan.metrics._checks import Array, RandomState, check_count, check_features, make_generator
+from skbegan.metrics._checks import (
+    Array,
+    RandomState,
+    check_count,
+    check_features,
+    make_generator,
+    without_unknown_types,
+)
 from skbegan.metrics.probes import MIX, Design, NothingToMeasure, prepare
 
 
+@without_unknown_types
 def cross_batch_precision(
     features: ArrayLike,
     batch: ArrayLike,

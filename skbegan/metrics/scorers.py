@@ -10,7 +10,8 @@ import numpy as np
 from numpy.typing import ArrayLike
 from sklearn.utils.metadata_routing import MetadataRequest
 
-from skbegan.metrics._checks import Array, check_labels, digest
+from skbegan._labels import known_labels
+from skbegan.metrics._checks import Array, check_labels, digest, known_types
 from skbegan.metrics._estimators import features_of, images_of
 from skbegan.metrics.accuracy import cell_type_accuracy, cross_batch_accuracy, cross_batch_gap
 from skbegan.metrics.images import image_error
@@ -108,10 +109,18 @@ class FeatureScorer:
         """
         images = np.asarray(X)
         batches, b = check_labels(batch, "batch", len(images))
-        types, t = (None, None) if cell_type is None else check_labels(cell_type, "cell_type", len(images))
+        types: list[Any] | None = None
+        if cell_type is not None:
+            labelled = known_types(cell_type)
+            if labelled is None:
+                distinct, t = check_labels(cell_type, "cell_type", len(images))
+                types = list(distinct[t])
+            else:  # NaN is not None: the scorer knows types, but not of this cell
+                named = iter(known_labels(cell_type, "cell_type")[0])
+                types = [next(named) if has else np.nan for has in labelled]
         known: dict[bytes, tuple[Any, Any]] = {}
         for i, image in enumerate(images):
-            labels = (batches[b[i]], None if types is None or t is None else types[t[i]])
+            labels = (batches[b[i]], None if types is None else types[i])
             if known.setdefault(digest(image), labels) != labels:
                 raise ValueError(f"Image {i} of X equals an earlier one that has other labels, so content cannot tell.")
         scorer = copy.copy(self)

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 from sklearn.utils import Bunch
 
-from skbegan.metrics._checks import RandomState, make_generator
+from skbegan.metrics._checks import RandomState, make_generator, without_unknown_types
 from skbegan.metrics.accuracy import cross_batch_accuracy
 from skbegan.metrics.leakage import batch_leakage
 from skbegan.metrics.probes import Probe, spread
@@ -29,6 +29,7 @@ def removal_stderr(leakage: Bunch, cross: Bunch) -> float:
     return float(np.hypot(by_leakage * leakage.stderr, by_kept * cross.stderr / (1 - cross.chance)))
 
 
+@without_unknown_types
 def batch_removal_score(
     features: ArrayLike,
     batch: ArrayLike,

@@ -16,6 +16,7 @@ from numpy.typing import ArrayLike
 
 from skbegan import checks
 from skbegan._atomic import write_whole
+from skbegan._batch_table import as_batch_table, rows_of
 from skbegan._summary import docs_url, named, sides, stages_in_words
 from skbegan._version import versions
 from skbegan.design import Design
@@ -67,7 +68,10 @@ def write_report(
         Brightfield images **of cells that the model was not fitted on**, which it cannot know; the page says so.
     y_qpi : array-like of the same length, or None
         Measured target images.
-    batch, cell_type : array-like of shape (n_cells,)
+    batch : array-like of shape (n_cells,), or table
+        Of a table of several columns each distinct row is a batch, and each column is audited.
+    cell_type : array-like of shape (n_cells,)
+        Cells without one (None, NaN) are left out.
     pixel_size : float, default=None
         Side of a pixel in micrometres, in the object; for scale bars.
     overwrite : bool, default=False
@@ -135,12 +139,18 @@ def write_report(
     qpi = None if y_qpi is None else checks.check_images(y_qpi, "y_qpi", est.target_shape_)
     if qpi is not None and len(qpi) != len(bf):
         raise ValueError(f"X_bf has {len(bf)} cells but y_qpi has {len(qpi)}; they must be pairs of the same cells.")
-    labels = [checks.check_labels(v, name, len(bf)) for v, name in ((batch, "batch"), (cell_type, "cell_type"))]
+    types, known = checks.check_known_types(cell_type, len(bf))
+    if not known.any():
+        raise ValueError("cell_type is missing for all cells: a report needs it; give one label for all if need be.")
+    batches = checks.check_batch_labels(batch, len(bf))
+    if not known.all():  # nothing can be said of the others within a type
+        bf, qpi, batch = bf[known], None if qpi is None else qpi[known], rows_of(batch, known)
+    labels = batches[known], types
     if audit is None:
         from skbegan.metrics import audit as measure
 
         options = {"random_state": random_state, **(audit_params or {})}
-        audit = measure(est, bf, qpi, labels[0], labels[1], **options)
+        audit = measure(est, bf, qpi, labels[0] if as_batch_table(batch) is None else batch, types, **options)
     elif not hasattr(audit, "measures"):
         raise TypeError(f"audit must be what skbegan.metrics.audit returns, got {type(audit).__name__}.")
 
@@ -377,7 +387,8 @@ class _Writer:
 
     def _per_group(self) -> str:
         parts = []
-        for what, groups in (("batch", self.audit.per_batch), ("cell type", self.audit.per_type)):
+        found = {"batch column": getattr(self.audit, "per_column", {}), "batch": self.audit.per_batch}
+        for what, groups in (found | {"cell type": self.audit.per_type}).items():
             keys = list(dict.fromkeys(key for row in groups.values() for key in row))
             if keys:
                 rows = [[str(label), *(_value(key, row.get(key)) for key in keys)] for label, row in groups.items()]

@@ -16,7 +16,6 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from skbegan.config import Config, OnlineRemoval, Removal
@@ -30,7 +29,9 @@ from skbegan.core.losses import (
     BatchAlignment,
     Losses,
     active_share,
+    cross_entropy,
     decorrelation,
+    divergence,
     identity,
     invariance,
     positive,
@@ -98,6 +99,7 @@ class OnlinePlan(ConditionalGAN):
         self.one_hot = torch.eye(design.n_cell_types, device=engine.device)
         self.n_features = int(generator.bottleneck.out_channels)
         several_types = design.n_cell_types > 1
+        self.partial = design.unlabelled is not None  # whether there are cells of unknown type, with the code -1
         self.weights = positive(
             {
                 "adversarial": config.adversarial,
@@ -124,8 +126,8 @@ class OnlinePlan(ConditionalGAN):
         self.networks |= self.classifiers | self.adversaries | head_of(descriptors)
         self._optimize_classifiers()
         memory = max(1024, 4 * self.n_features)  # enough cells for a covariance of the features
-        n_batches, n_types = design.n_batches, design.n_cell_types
-        self.alignment = BatchAlignment(n_batches, n_types, memory) if "alignment" in self.weights else None
+        aligned = BatchAlignment(design.n_batches, design.n_cell_types, memory, partial=self.partial)
+        self.alignment = aligned if "alignment" in self.weights else None
         self.activity: Activity | None = None
         self.average = MovingAverage(method.averaging)
 
@@ -215,13 +217,13 @@ class OnlinePlan(ConditionalGAN):
         """Return the losses of the generator that need the discriminator and the classifiers, unweighted."""
         losses = self.image_losses(cells, image, self.weights)
         for name, network in self.classifiers.items():
-            logits = self.logits(name, network, image, features, cells)
-            losses[name] = F.cross_entropy(logits, self.read_by(name, cells).cell_type)
+            known, types = self.known_types(name, cells)
+            losses[name] = cross_entropy(self.logits(name, network, image, features, cells), types, known)
         for name, network in self.adversaries.items():
             # The divergence from the target: at 0 the adversary predicts the batch no better than the cell type does.
-            logits = self.logits(name, network, image, features, cells)
-            target = self.targets[self.read_by(name, cells).cell_type].to(features.dtype)
-            loss = F.kl_div(F.log_softmax(logits, 1), target, reduction="batchmean")
+            known, types = self.known_types(name, cells)
+            target = self.targets[types].to(features.dtype)
+            loss = divergence(self.logits(name, network, image, features, cells), target, known)
             if name.endswith("image"):
                 losses["batch_image"] = loss
             else:
@@ -235,9 +237,9 @@ class OnlinePlan(ConditionalGAN):
         for repeat in range(self.method.adversary_steps):
             readers = self.feature_adversaries() if repeat else self.classifiers | self.adversaries
             for name, network in readers.items():
-                codes = self.read_by(name, cells)
-                truth = codes.cell_type if name in self.classifiers else codes.batch
-                loss = F.cross_entropy(self.logits(name, network, image, features, cells), truth)
+                known, types = self.known_types(name, cells)
+                truth = types if name in self.classifiers else self.read_by(name, cells).batch
+                loss = cross_entropy(self.logits(name, network, image, features, cells), truth, known)
                 self.engine.descend(name, loss)
                 losses[name if name in self.adversaries else f"{name}_classifier"] = loss
         return losses
@@ -246,6 +248,11 @@ class OnlinePlan(ConditionalGAN):
         """Return the codes of the cells that a classifier sees: of images the own ones, of features all there are."""
         return cells if name.endswith("image") else cells.whole
 
+    def known_types(self, name: str, cells: Minibatch) -> tuple[Tensor | None, Tensor]:
+        """Return which cells that a classifier sees have a known type (None: all), and codes, 0 for the others."""
+        types = self.read_by(name, cells).cell_type
+        return (types >= 0, types.clamp(min=0)) if self.partial else (None, types)
+
     def logits(self, name: str, network: nn.Module, image: Tensor, features: Tensor, cells: Minibatch) -> Tensor:
         """Return a classifier's logits; adversaries also get the cell type, and so learn what it does not explain."""
         seen = image if name.endswith("image") else standardised(features)
@@ -253,7 +260,7 @@ class OnlinePlan(ConditionalGAN):
             if name in self.classifiers:
                 logits = network(seen)
             else:
-                logits = network(seen, self.one_hot[self.read_by(name, cells).cell_type].to(seen.dtype))
+                logits = network(seen, self.one_hot[self.known_types(name, cells)[1]].to(seen.dtype))
         in_full: Tensor = logits.to(seen.dtype)
         return in_full
 
@@ -335,6 +342,9 @@ class OnlinePlan(ConditionalGAN):
         """
         features, chosen = self._features(cells)
         features = standardised(features)
+        if self.partial:
+            known = cells.cell_type[chosen] >= 0
+            features, chosen = features[known], chosen[known]
         condition = self.one_hot[cells.cell_type[chosen]].to(features.dtype)
         network, rate = self.adversaries[name], self.learning_rates["adversary"]
         for attempt in range(3):

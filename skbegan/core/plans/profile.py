@@ -16,7 +16,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from skbegan._progress import Progress
@@ -27,6 +26,7 @@ from skbegan.core.erasure import fit_erasure
 from skbegan.core.losses import (
     History,
     Losses,
+    cross_entropy,
     group_members,
     maximum_mean_discrepancy,
     positive,
@@ -93,7 +93,8 @@ class ProfileFit:
         nn.init.zeros_(profile.correction[-1].weight)  # type: ignore[arg-type]
         profile.to(views.device)
         self.codes = (views - profile.centre) @ profile.read
-        n_types = int(cell_type.max()) + 1
+        n_types = max(1, int(cell_type.max()) + 1)
+        self.partial = bool((cell_type < 0).any())
         self.weights = positive(weights if n_types > 1 else weights | {"cell_type": 0.0})
         self.classifier = new_network(nn.Linear, self.codes.shape[2], n_types, rng=rng).to(views.device)
         parameters = [*profile.correction.parameters(), *self.classifier.parameters()]
@@ -116,7 +117,8 @@ class ProfileFit:
             "correction": (corrected - code).square().mean(),
         }
         if "cell_type" in self.weights:
-            losses["cell_type"] = F.cross_entropy(self.classifier(scaled), types)
+            known = types >= 0 if self.partial else None
+            losses["cell_type"] = cross_entropy(self.classifier(scaled), types.clamp(min=0), known)
         rate = self.config.learning_rate * min(1.0, 2.0 * (1.0 - progress))
         self.engine.optimizers["profile"].learning_rate = rate
         self.engine.descend("profile", weighted_sum(losses, self.weights))
@@ -198,7 +200,12 @@ def recall_by_type(values: Tensor, cell_type: Tensor, known: Tensor, known_type:
     values, known : Tensor of shape (n, d)
         Cells to name, and cells that the means and the scale are taken from.
     cell_type, known_type : Tensor of int, shape (n,)
+        Cells of type -1 are left out.
     """
+    values, cell_type = values[cell_type >= 0], cell_type[cell_type >= 0]
+    known, known_type = known[known_type >= 0], known_type[known_type >= 0]
+    if not len(values) or not len(known):
+        return known.new_zeros(0)
     n_types = int(max(cell_type.max(), known_type.max())) + 1
     centre, spread = known.mean(0), known.std(0, correction=0) + 1e-12
     values, known = (values - centre) / spread, (known - centre) / spread
