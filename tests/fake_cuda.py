@@ -38,7 +38,6 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_flatten
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
 ANY = "any"  # made in C++ without an input to tell: takes the device of what it meets
@@ -122,6 +121,17 @@ def _device_of(tensor: Tensor) -> torch.device:
         return tensor.device
 
 
+def _leaves(*values: Any) -> Iterator[Any]:
+    """Yield what is in arguments or results, lists and dictionaries of them opened."""
+    for value in values:
+        if isinstance(value, list | tuple):
+            yield from _leaves(*value)
+        elif isinstance(value, dict):
+            yield from _leaves(*value.values())
+        else:
+            yield value
+
+
 def _is_pinned(tensor: Tensor) -> bool:
     return getattr(tensor.untyped_storage(), "pinned", False)
 
@@ -146,7 +156,7 @@ class _Below(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         owner, name = self.owner, func.overloadpacket.__name__
-        flat, _ = tree_flatten((args, kwargs))
+        flat = list(_leaves(args, kwargs))
         tensors = [x for x in flat if isinstance(x, Tensor)]
         tags = {id(x): _tag(x) for x in tensors}
         wanted = self._common(func, name, args, tensors, tags)
@@ -179,7 +189,7 @@ class _Below(TorchDispatchMode):
                         owner.record("hazard", f"{name} writes to a host buffer that is being copied")
         result = func(*args, **kwargs)
         inputs = {x.untyped_storage()._cdata for x in tensors if tags[id(x)] is not None}
-        for out in tree_flatten(result)[0]:
+        for out in _leaves(result):
             if not isinstance(out, Tensor) or _tag(out) is None:
                 continue
             if out.untyped_storage()._cdata in inputs:  # a view, or changed in place
@@ -307,7 +317,7 @@ class _Above(TorchFunctionMode):
                     args[position] = CPU if torch.device(value).type == "cuda" else value
                 elif isinstance(value, Tensor):
                     given = _tag(value)
-            if given is not None and torch.device(given).type not in ("cpu", "cuda") or before is None:
+            if (given is not None and torch.device(given).type not in ("cpu", "cuda")) or before is None:
                 if (
                     given is not None
                     and "device" not in kwargs

@@ -135,7 +135,9 @@ def test_dropout_acts_only_with_masks_and_only_on_two_levels():
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
 def test_masks_have_the_layout_of_the_maps(dtype):
     """Which draw is whose depends on it: other fits would be drawn in another one."""
-    generator = place(new_network(Generator, 32, base_width=4, n_features=8, rng=new_rng(0)), torch.device("cpu"), dtype)
+    generator = place(
+        new_network(Generator, 32, base_width=4, n_features=8, rng=new_rng(0)), torch.device("cpu"), dtype
+    )
     found = []
     for level in generator.decoder[:2]:
         level.norm.register_forward_hook(lambda module, inputs, output: found.append(torch.empty_like(output).stride()))

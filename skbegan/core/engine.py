@@ -101,19 +101,17 @@ class _ExactFloat32:
 
     @staticmethod
     def _set(restore: contextlib.ExitStack) -> None:
-        cudnn = torch.backends.cudnn
-        if hasattr(cudnn, "conv"):  # PyTorch from 2.9 on, which does not like its two ways to be mixed
-            settings: list[tuple[object, str, object]] = [
-                (cudnn.conv, "fp32_precision", "ieee"),
-                (cudnn.rnn, "fp32_precision", "ieee"),  # not used here, but their common setting cannot be read else
-            ]
-        else:
-            settings = [(cudnn, "allow_tf32", False)]
-        for owner, name, value in settings:
-            if (before := getattr(owner, name)) != value:
-                restore.callback(setattr, owner, name, before)
-                setattr(owner, name, value)
-        with contextlib.suppress(RuntimeError):  # where the caller has used the new way
+        cudnn, conv = torch.backends.cudnn, getattr(torch.backends.cudnn, "conv", None)
+        # PyTorch from 2.9 on has two ways to set these, and raises where a caller has used both.
+        try:
+            if cudnn.allow_tf32:
+                restore.callback(setattr, cudnn, "allow_tf32", True)
+                cudnn.allow_tf32 = False
+        except RuntimeError:
+            if conv is not None and conv.fp32_precision != "ieee":
+                restore.callback(setattr, conv, "fp32_precision", conv.fp32_precision)
+                conv.fp32_precision = "ieee"
+        with contextlib.suppress(RuntimeError):
             if (precision := torch.get_float32_matmul_precision()) != "highest":
                 restore.callback(torch.set_float32_matmul_precision, precision)
                 torch.set_float32_matmul_precision("highest")

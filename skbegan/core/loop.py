@@ -340,7 +340,7 @@ def compile_networks(plan: Plan, cells: Cells, minibatch_size: int) -> None:
     if plan.engine.group.world > 1:
         plan.events.append(Event(plan.name, "compile=True has no effect where several processes train together"))
         return
-    networks = plan.generator, plan.discriminator
+    networks: tuple[nn.Module, ...] = (plan.generator, plan.discriminator)
     example = cells.take(torch.arange(min(minibatch_size, len(cells))))
     before = [snapshot(network) for network in networks]
     try:
