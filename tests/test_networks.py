@@ -14,7 +14,7 @@ from skbegan.core.classifiers import (
     FeatureClassifierGroup,
     ImageClassifier,
 )
-from skbegan.core.engine import Adam, new_rng
+from skbegan.core.engine import Adam, autocast, new_rng, place
 from skbegan.core.networks import (
     Discriminator,
     Generator,
@@ -48,7 +48,7 @@ def test_shapes_at_every_side_and_channel_count(side):
     rng = new_rng(0)
     generator = new_network(Generator, side, base_width=4, n_features=20, in_channels=2, out_channels=3, rng=rng)
     source = torch.randn(2, 2, side, side, generator=rng)
-    image, features = generator(source, rng)
+    image, features = generator(source, generator.draw_masks(2, rng))
     assert image.shape == (2, 3, side, side)
     assert features.shape == (2, 20)
     assert (features >= 0).all()
@@ -117,14 +117,14 @@ def test_strided_offsets_centre_the_kernel_on_the_pixel_pair():
     torch.testing.assert_close(out[0, :, 5:9, 7:11], transposed.weight[0])
 
 
-def test_dropout_acts_only_with_a_source_of_randomness_and_only_on_two_levels():
+def test_dropout_acts_only_with_masks_and_only_on_two_levels():
     generator = new_network(Generator, 32, base_width=4, n_features=8, rng=new_rng(0)).train()
     x = torch.randn(4, 1, 32, 32, generator=new_rng(1))
     with torch.no_grad():
         image, features = generator(x)
         again, _ = generator(x)
-        dropped, same_features = generator(x, new_rng(3))
-        dropped_again, _ = generator(x, new_rng(3))
+        dropped, same_features = generator(x, generator.draw_masks(4, new_rng(3)))
+        dropped_again, _ = generator(x, generator.draw_masks(4, new_rng(3)))
     assert torch.equal(image, again)
     assert not torch.allclose(image, dropped, rtol=1e-2)
     assert torch.equal(dropped, dropped_again)
@@ -132,10 +132,24 @@ def test_dropout_acts_only_with_a_source_of_randomness_and_only_on_two_levels():
     assert [level.dropout for level in generator.decoder] == [0.5, 0.5, 0.0, 0.0]
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+def test_masks_have_the_layout_of_the_maps(dtype):
+    """Which draw is whose depends on it: other fits would be drawn in another one."""
+    generator = place(
+        new_network(Generator, 32, base_width=4, n_features=8, rng=new_rng(0)), torch.device("cpu"), dtype
+    )
+    found = []
+    for level in generator.decoder[:2]:
+        level.norm.register_forward_hook(lambda module, inputs, output: found.append(torch.empty_like(output).stride()))
+    with autocast(torch.device("cpu"), dtype):
+        generator(torch.zeros(3, 1, 32, 32, dtype=torch.float64 if dtype is torch.float64 else torch.float32))
+    assert [mask.stride() for mask in generator.draw_masks(3, new_rng(0))] == found
+
+
 def test_building_and_dropout_leave_the_global_random_state_alone():
     before = torch.get_rng_state()
     generator = new_network(Generator, 16, base_width=4, n_features=8, rng=new_rng(0))
-    generator(torch.zeros(2, 1, 16, 16), new_rng(1))
+    generator(torch.zeros(2, 1, 16, 16), generator.draw_masks(2, new_rng(1)))
     assert torch.equal(before, torch.get_rng_state())
 
 

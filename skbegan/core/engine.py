@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import platform
+import threading
 from collections.abc import Iterable, Iterator, Mapping
 from typing import NamedTuple, TypeVar
 
@@ -21,13 +22,15 @@ _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torc
 def resolve_device(device: str | torch.device) -> torch.device:
     """Return the device that ``"auto"`` stands for here, or `device` itself when this machine has it.
 
+    A CUDA device has an index: ``"cuda"`` is the current one.
+
     Raises
     ------
     ValueError
         When `device` is unknown to PyTorch, neither a CPU nor a CUDA device, or absent from this machine.
     """
     if isinstance(device, str) and device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         resolved = torch.device(device)
     except (RuntimeError, TypeError) as error:
@@ -39,6 +42,8 @@ def resolve_device(device: str | torch.device) -> torch.device:
             raise ValueError(f"device={device!r} was asked for but PyTorch sees no CUDA here; use 'auto' or 'cpu'")
         if (resolved.index or 0) >= torch.cuda.device_count():
             raise ValueError(f"device={device!r} was asked for but there are {torch.cuda.device_count()} CUDA devices")
+        if resolved.index is None:  # once and for all: it would follow the current device, and PyTorch 2.4 wants it
+            return torch.device("cuda", torch.cuda.current_device())
     return resolved
 
 
@@ -72,10 +77,57 @@ def has_bfloat16_units() -> bool:
     return any(getattr(torch.cpu, name)() for name in names if hasattr(torch.cpu, name))
 
 
+class _ExactFloat32:
+    """Within it products of float32 are those of float32, for all threads, until the last of them has left.
+
+    By default cuDNN convolves float32 in TF32, whose significand has 10 bits; a caller may have allowed it, or
+    bfloat16, for matrix products too.
+    """
+
+    def __init__(self) -> None:
+        self._lock, self._users, self._restore = threading.Lock(), 0, contextlib.ExitStack()
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if self._users == 0:
+                self._set(self._restore)
+            self._users += 1
+
+    def __exit__(self, *exc: object) -> None:
+        with self._lock:
+            self._users -= 1
+            if self._users == 0:
+                self._restore.close()
+
+    @staticmethod
+    def _set(restore: contextlib.ExitStack) -> None:
+        cudnn, conv = torch.backends.cudnn, getattr(torch.backends.cudnn, "conv", None)
+        # PyTorch from 2.9 on has two ways to set these, and raises where a caller has used both.
+        try:
+            if cudnn.allow_tf32:
+                restore.callback(setattr, cudnn, "allow_tf32", True)
+                cudnn.allow_tf32 = False
+        except RuntimeError:
+            if conv is not None and conv.fp32_precision != "ieee":
+                restore.callback(setattr, conv, "fp32_precision", conv.fp32_precision)
+                conv.fp32_precision = "ieee"
+        with contextlib.suppress(RuntimeError):
+            if (precision := torch.get_float32_matmul_precision()) != "highest":
+                restore.callback(torch.set_float32_matmul_precision, precision)
+                torch.set_float32_matmul_precision("highest")
+
+
+_exact_float32 = _ExactFloat32()
+
+
 @contextlib.contextmanager
 def undisturbed() -> Iterator[None]:
-    """Within it PyTorch computes as it does by default, whatever the caller has set for networks of their own."""
+    """Within it PyTorch computes as it does by default, whatever the caller has set for networks of their own.
+
+    Except for TF32, which is off: what is to be faster than float32 is computed in bfloat16.
+    """
     with contextlib.ExitStack() as stack:
+        stack.enter_context(_exact_float32)
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.enable_grad())
         stack.enter_context(torch.autocast("cpu", enabled=False))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
@@ -20,7 +21,7 @@ from skbegan._progress import Progress
 from skbegan.core.checkpoint import Checkpoint, check_optimizer, check_plan_state
 from skbegan.core.engine import Engine, Event, new_rng
 from skbegan.core.losses import History
-from skbegan.core.networks import Discriminator, Generator, Weights, snapshot, to_numpy, untracked
+from skbegan.core.networks import Discriminator, Generator, Weights, frozen, snapshot, to_numpy
 from skbegan.core.parallel import Group, Interrupts
 from skbegan.data.cells import Cells, Minibatch
 from skbegan.data.sampler import Sampler, in_order
@@ -50,6 +51,7 @@ class Plan(Protocol):
     networks: dict[str, nn.Module]  # everything that a step may move or that a resumed run needs
     engine: Engine
     events: list[Event]
+    leak: float
 
     def begin_epoch(self, epoch: int, cells: Cells) -> None:
         """Do what is due before an epoch, such as refreshing adversaries."""
@@ -331,23 +333,35 @@ def joined(earlier: History, later: History) -> History:
 
 
 def compile_networks(plan: Plan, cells: Cells, minibatch_size: int) -> None:
-    """Compile generator and discriminator in place; where that fails, an event says so and they run as they are."""
+    """Compile generator and discriminator in place; where that fails, an event says so and they run as they are.
+
+    They are tried as a step uses them: forwards and backwards, in training mode and frozen. Their numbers stay.
+    """
     if plan.engine.group.world > 1:
         plan.events.append(Event(plan.name, "compile=True has no effect where several processes train together"))
         return
-    networks = plan.generator, plan.discriminator
+    networks: tuple[nn.Module, ...] = (plan.generator, plan.discriminator)
     example = cells.take(torch.arange(min(minibatch_size, len(cells))))
+    before = [snapshot(network) for network in networks]
     try:
         for network in networks:
             network.compile()
-        with untracked(*networks):
-            image, _ = plan.generator(example.source, new_rng(0, example.source.device))
-            plan.discriminator(example.source, image)
+        masks = plan.generator.draw_masks(len(example), new_rng(0, example.source.device))
+        with plan.engine.autocast():
+            image, features = plan.generator(example.source, masks, plan.leak)
+            plan.discriminator(example.source, image.detach()).float().mean().backward()
+            with frozen(plan.discriminator):
+                judged = plan.discriminator(example.source, image)
+        (judged.float().mean() + features.float().mean()).backward()
     except Exception as error:
         for network in networks:
             network._compiled_call_impl = None
         message = f"compile=True has no effect here, training goes on without: {error}"
         plan.events.append(Event(plan.name, message))
+    finally:
+        for network, state in zip(networks, before, strict=True):
+            network.load_state_dict(state)
+            network.zero_grad(set_to_none=True)
 
 
 # Going back and going on ----------------------------------------------------------------------------------------------
@@ -418,6 +432,8 @@ def _restore(plan: Plan, state: dict[str, Any]) -> None:
     for name, source in plan.engine.rngs.items():
         if same_device or name != "dropout":  # the one stream that is drawn on the device
             source.set_state(state["rngs"][name])
+        else:  # other kinds of devices have other states: not the numbers again that were drawn from the start on
+            source.manual_seed(zlib.crc32(state["rngs"][name].numpy().tobytes()))
     if not same_device:
         message = (
             f"resumed on {plan.engine.device.type} from a checkpoint of {state['device']}: random numbers drawn on the "

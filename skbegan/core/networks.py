@@ -23,7 +23,7 @@ from skbegan.core import cpu_kernels
 from skbegan.core.descriptors import Descriptors
 from skbegan.core.engine import Network, new_rng, place
 from skbegan.core.outputs import ImageErasure, ProfileMap
-from skbegan.core.parallel import ALONE, BatchNorm2d, Group
+from skbegan.core.parallel import BatchNorm2d
 
 Weights = dict[str, np.ndarray]
 
@@ -110,8 +110,6 @@ class Encoding(nn.Module):
 class Decoding(nn.Module):
     """Stride-2 transposed convolution and normalisation, with optional dropout; the ReLU follows the concatenation."""
 
-    group: Group = ALONE
-
     def __init__(
         self, in_channels: int, out_channels: int, dropout: float = 0.0, *, side: int = 0, together: int = 0
     ) -> None:
@@ -120,17 +118,12 @@ class Decoding(nn.Module):
         self.norm = _norm(out_channels, side, together)
         self.dropout = dropout
 
-    def forward(self, x: Tensor, skip: Tensor, rng: torch.Generator | None) -> Tensor:
+    def forward(self, x: Tensor, skip: Tensor, keep: Tensor | None = None) -> Tensor:
+        """`keep` is the mask of an inverted dropout, True for what is kept."""
         x = self.norm(self.conv(x))
-        if self.dropout and rng is not None:
-            x = _dropout(x, self.dropout, rng, self.group)
+        if keep is not None:
+            x = x * keep / (1.0 - self.dropout)
         return F.relu(torch.cat([x, skip], dim=1))
-
-
-def _dropout(x: Tensor, p: float, rng: torch.Generator, group: Group = ALONE) -> Tensor:
-    """Inverted dropout whose mask comes from `rng`, so that the global random state is left alone."""
-    keep = group.whole_like(x).bernoulli_(1.0 - p, generator=rng)
-    return x * group.own_of(keep) / (1.0 - p)
 
 
 def check_side(side: int) -> int:
@@ -244,14 +237,30 @@ class Generator(nn.Module):
             features = features + (below - below.detach())
         return features, skips
 
-    def decode(
-        self, features: Tensor, skips: Sequence[Tensor], source: Tensor, rng: torch.Generator | None = None
-    ) -> Tensor:
+    def draw_masks(self, n: int, rng: torch.Generator) -> list[Tensor]:
+        """Return masks of the dropout for `n` cells, one for each of the first levels of the decoder that have one.
+
+        They are drawn outside of :meth:`forward` so that this is one graph for a compiler, and from `rng`, on its
+        device, so that the global random state is left alone.
+        """
+        masks = []
+        for index, level in enumerate(self.decoder):
+            assert isinstance(level, Decoding)
+            if level.dropout:
+                shape = (n, level.conv.out_channels, 2 << index, 2 << index)
+                # In the layout of the maps, which tells which draw is whose.
+                keep = torch.empty(
+                    shape, dtype=torch.bool, device=rng.device, memory_format=torch.channels_last
+                ).bernoulli_(1.0 - level.dropout, generator=rng)
+                masks.append(keep)
+        return masks
+
+    def decode(self, features: Tensor, skips: Sequence[Tensor], source: Tensor, masks: Sequence[Tensor] = ()) -> Tensor:
         """Return the image (n, out_channels, side, side) for what :meth:`encode` returned for `source`."""
         x = features[:, :, None, None]
-        for level, skip in zip(self.decoder, reversed(skips), strict=True):
-            x = level(x, skip, rng)
-        x = self.to_full_size(x, source, rng)
+        for index, (level, skip) in enumerate(zip(self.decoder, reversed(skips), strict=True)):
+            x = level(x, skip, masks[index] if index < len(masks) else None)
+        x = self.to_full_size(x, source)
         for level in self.head:
             x = level(x)
         return self.to_image(x)
@@ -272,10 +281,10 @@ class Generator(nn.Module):
         """Return what a user gets as the predicted image."""
         return self.erasure(self(source)[0])
 
-    def forward(self, source: Tensor, rng: torch.Generator | None = None, leak: float = 0.0) -> tuple[Tensor, Tensor]:
-        """Return ``(image, features)``. Dropout acts only when `rng`, the source of its masks, is given."""
+    def forward(self, source: Tensor, masks: Sequence[Tensor] = (), leak: float = 0.0) -> tuple[Tensor, Tensor]:
+        """Return ``(image, features)``. Dropout acts only with masks, see :meth:`draw_masks`."""
         features, skips = self.encode(source, leak)
-        return self.decode(features, skips, source, rng), features
+        return self.decode(features, skips, source, masks), features
 
 
 class Discriminator(nn.Module):

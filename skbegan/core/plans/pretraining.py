@@ -76,8 +76,10 @@ class ConditionalGAN:
 
     def generate(self, source: Tensor, rng: torch.Generator | None) -> tuple[Tensor, Tensor]:
         """Return image and features in full precision; dropout acts when `rng` is given."""
+        group = self.engine.group
+        masks = [] if rng is None else self.generator.draw_masks(group.world * len(source), rng)
         with self.engine.autocast():
-            image, features = self.generator(source, rng, self.leak)
+            image, features = self.generator(source, [group.own_of(mask) for mask in masks], self.leak)
         return image.to(source.dtype), features.to(source.dtype)
 
     def judge(self, source: Tensor, image: Tensor) -> Tensor:
