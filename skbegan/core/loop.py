@@ -349,10 +349,11 @@ def compile_networks(plan: Plan, cells: Cells, minibatch_size: int) -> None:
         masks = plan.generator.draw_masks(len(example), new_rng(0, example.source.device))
         with plan.engine.autocast():
             image, features = plan.generator(example.source, masks, plan.leak)
-            plan.discriminator(example.source, image.detach()).float().mean().backward()
+            judged = plan.discriminator(example.source, image.detach()).float().mean()
+            torch.autograd.grad(judged, list(plan.discriminator.parameters()))
             with frozen(plan.discriminator):
                 judged = plan.discriminator(example.source, image)
-        (judged.float().mean() + features.float().mean()).backward()
+        torch.autograd.grad(judged.float().mean() + features.float().mean(), list(plan.generator.parameters()))
     except Exception as error:
         for network in networks:
             network._compiled_call_impl = None
@@ -361,7 +362,6 @@ def compile_networks(plan: Plan, cells: Cells, minibatch_size: int) -> None:
     finally:
         for network, state in zip(networks, before, strict=True):
             network.load_state_dict(state)
-            network.zero_grad(set_to_none=True)
 
 
 # Going back and going on ----------------------------------------------------------------------------------------------
