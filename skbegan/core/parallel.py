@@ -147,14 +147,6 @@ class Group:
         gathered: Tensor = _Gather.apply(values, self)
         return gathered
 
-    def whole_like(self, values: Tensor) -> Tensor:
-        """Return an empty tensor for the values (n, ...) of all processes, in the layout of these."""
-        if self.world == 1:
-            return torch.empty_like(values)
-        like = torch.empty_like(values)
-        shape = (self.world * len(values), *values.shape[1:])
-        return torch.empty_strided(shape, like.stride(), dtype=like.dtype, device=like.device)
-
     def own_of(self, values: Tensor) -> Tensor:
         """Return the own part of values (n, ...) of all processes."""
         if self.world == 1:
