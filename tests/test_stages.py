@@ -117,7 +117,7 @@ def test_discriminator_is_updated_twice_with_half_the_cross_entropy_before_the_g
     # In the layout of the stage: another sums in another order, and Adam turns the sign of a rounding into a step.
     generator, discriminator = (stage.engine.place(network) for network in networks())
     discriminator.train()
-    image, _ = generator.train()(cells.source, new_rng(1))
+    image, _ = generator.train()(cells.source, generator.draw_masks(len(cells.source), new_rng(1)))
     optimizer = Adam(discriminator.parameters(), 1e-4)
     for target, label in ((cells.target, 1.0), (image.detach(), 0.0)):
         logits = discriminator(cells.source, target)
