@@ -65,7 +65,7 @@ class Cells:
     ----------
     bf, target : ImageSource
     batch, cell_type : ndarray of int, shape (n,)
-        Codes from 0, for all images of the sources.
+        Codes from 0, for all images of the sources; a cell type of -1 is not known.
     rows : ndarray of int
         Which of the images belong to this set.
     """

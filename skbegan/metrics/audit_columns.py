@@ -54,8 +54,8 @@ def measure_columns(
     Returns
     -------
     columns : Bunch
-        Column -> Bunch of ``n_labels``, ``others`` (columns held fixed in the second), and for each source
-        ``leakage[source]`` and ``within_others[source]``: Bunches as from :func:`batch_leakage`, or why there is none.
+        Column -> Bunch of ``n_labels``, ``others`` (columns held fixed in the second), and by source ``leakage`` and,
+        for the features alone, ``within_others``: Bunches as from :func:`batch_leakage`, or why there is none.
     """
     found = Bunch()
     for name, labels in table.columns.items():
@@ -70,7 +70,7 @@ def measure_columns(
             if X is None:
                 continue
             for key, labelled in (("leakage", within_type), ("within_others", within_others)):
-                if key == "within_others" and not others:
+                if key == "within_others" and (source != "features" or not others):
                     continue
                 try:
                     rng = np.random.default_rng(seed)
