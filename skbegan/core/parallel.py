@@ -346,29 +346,32 @@ class _Normalise(torch.autograd.Function):
     def forward(
         ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, eps: float, group: Group
     ) -> tuple[Tensor, Tensor, Tensor]:
-        spread, mean = torch.var_mean(x.to(weight.dtype), (0, 2, 3), correction=0)
+        # Ten to twenty times as fast on CPUs as torch.var_mean.
+        mean, spread = torch.batch_norm_update_stats(x.to(weight.dtype), None, None, 0.0)
         spreads, means = torch.stack(group.collect(torch.stack([spread, mean]), "statistics")).unbind(1)
         mean = means.mean(0)
         spread = spreads.mean(0) + (means - mean).square().mean(0)
         ctx.save_for_backward(x, weight, mean, (spread + eps).rsqrt())
-        ctx.group = group
+        ctx.group, ctx.eps = group, eps
         ctx.mark_non_differentiable(mean, spread)
         return F.batch_norm(x, mean, spread, weight, bias, eps=eps), mean, spread
 
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> tuple[Tensor | None, ...]:
         x, weight, mean, rate = ctx.saved_tensors
-        gradient = gradients[0].to(weight.dtype)
-        offsets = x.to(weight.dtype) - mean[:, None, None]
-        sums = torch.stack([gradient.sum((0, 2, 3)), (gradient * offsets).sum((0, 2, 3)) * rate])
-        of_bias, of_weight = sums.clone().unbind(0)
+        sums = torch.ops.aten.native_batch_norm_backward(
+            gradients[0], x, weight, None, None, mean, rate, True, ctx.eps, [False, True, True]
+        )
+        of_weight, of_bias = sums[1:]
         of_x = None
         if ctx.needs_input_grad[0]:
             n = x.numel() // x.shape[1] * ctx.group.world
-            level, slope = (ctx.group.sum_(sums, "statistics") / n).unbind(0)
+            slope, level = (ctx.group.sum_(torch.stack([of_weight, of_bias]), "statistics") / n).unbind(0)
             factor = weight * rate
-            of_x = factor[:, None, None] * (gradient - level[:, None, None] - offsets * (slope * rate)[:, None, None])
-            of_x = of_x.to(x.dtype)
+            # factor * (gradient - level - slope * rate * (x - mean)), with few passes over memory
+            found = (x.to(weight.dtype) - mean[:, None, None]).mul_((-factor * slope * rate)[:, None, None])
+            found.addcmul_(gradients[0].to(weight.dtype), factor[:, None, None])
+            of_x = found.sub_((factor * level)[:, None, None]).to(x.dtype)
         needed = ctx.needs_input_grad
         return of_x, of_weight if needed[1] else None, of_bias if needed[2] else None, None, None
 
