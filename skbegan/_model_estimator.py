@@ -247,11 +247,11 @@ class ModelEstimator(BaseEstimator):
         """
         check_is_fitted(self)
         assert self._model is not None
-        codes = None if as_batch is None else self._model.as_of_batch(as_batch)
+        if as_batch is not None:
+            self._model.as_of_batch(as_batch)  # refused before anything is predicted
         predicted = self._predict(X_bf, "images")
-        if codes is not None:
-            assert self._model.styles is not None
-            predicted = self._model.styles.apply(predicted, codes, *self._model.target_scaling)
+        if as_batch is not None:
+            predicted = self._model.restyled(predicted, as_batch)
         images = np.moveaxis(predicted, 1, -1)
         return images[..., 0] if len(self.target_shape_) == 2 else np.ascontiguousarray(images)
 

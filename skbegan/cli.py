@@ -219,6 +219,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_output(report, "report.html")
     for made in (predict, report):
         made.add_argument("--pixel-size", type=float, metavar="UM", help="micrometres per pixel")
+    predict.add_argument("--as-batch", metavar="LABEL", help="as this batch of the fit would show the cells")
     audit.add_argument(
         "--probes", nargs="+", default=("linear", "mlp", "knn"), metavar="PROBE", help="(default: linear mlp knn)"
     )
@@ -415,7 +416,8 @@ def _transform(args: argparse.Namespace) -> None:
 def _predict(args: argparse.Namespace) -> None:
     _check_output(args.output, (".zarr", ".ome.tiff", ".ome.tif", ".mat"), args.force)
     est, cells = _load(args, ("bf",))
-    skbegan.write_images(args.output, est, cells.bf, pixel_size=args.pixel_size, overwrite=args.force)
+    options = {"pixel_size": args.pixel_size, "overwrite": args.force, "as_batch": args.as_batch}
+    skbegan.write_images(args.output, est, cells.bf, **options)
     _wrote(args)
 
 

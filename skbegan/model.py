@@ -165,6 +165,18 @@ class FittedModel:
             )
         return measured
 
+    def restyled(self, images: np.ndarray, as_batch: Any) -> np.ndarray:
+        """Return predicted images (n, C, H, W), which are changed in place, as the batches that are named show them.
+
+        Raises
+        ------
+        ValueError
+            As :meth:`as_of_batch`.
+        """
+        codes = self.as_of_batch(as_batch)
+        assert self.styles is not None
+        return self.styles.apply(images, codes, *self.target_scaling)
+
     def foreign_units(self, bf: np.ndarray) -> str | None:
         """Say that brightfields lie far outside of the range that was trained on, naming both, or return None.
 

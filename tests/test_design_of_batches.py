@@ -12,17 +12,19 @@ import pytest
 import torch
 from conftest import TINY
 
-from skbegan import BeGANTransformer, OnlineRemoval, PublishedRemoval, load, metrics, save
+from skbegan import BeGANTransformer, OnlineRemoval, PublishedRemoval, load, metrics, save, write_images
 from skbegan._batch_table import as_batch_table
 from skbegan._labels import known_labels
 from skbegan.checks import check_fit_input
+from skbegan.cli import build_parser
 from skbegan.core.losses import BatchAlignment, cross_entropy, divergence, group_members
 from skbegan.core.plans.profile import recall_by_type
 from skbegan.data.cells import Cells, Minibatch
 from skbegan.data.source import ImageSource, Scaling
 from skbegan.data.style import BatchStyles
-from skbegan.datasets import make_cell_images
+from skbegan.datasets import load_cell_table, make_cell_images
 from skbegan.design import Design, removal_verdict
+from skbegan.io._predicting import as_table
 from skbegan.metrics.audit_columns import others_of
 
 QUICK = {**TINY, "pretrain_epochs": 1, "removal_epochs": 1}
@@ -340,6 +342,48 @@ def test_models_without_styles_say_so(fitted, cells, tmp_path):
     np.testing.assert_array_equal(old.predict_image(X), fitted.predict_image(X))
     with pytest.raises(ValueError, match="fitted without batch"):
         quietly(BeGANTransformer(**{**QUICK, "removal_epochs": 0}), cells.bf, cells.qpi).predict_image(X, as_batch=1)
+
+
+def test_images_as_another_batch_are_written(model, many, tmp_path):
+    label = model.batches_[0]
+    path = write_images(tmp_path / "images.npy", model, many.bf[:9], as_batch=label)
+    np.testing.assert_array_equal(np.load(path), model.predict_image(many.bf[:9], as_batch=label))
+    with pytest.raises(ValueError, match="none of the batches"):
+        write_images(tmp_path / "others.npy", model, many.bf[:9], as_batch="day9")
+    with pytest.raises(ValueError, match="written as they are"):
+        write_images(tmp_path / "others.npy", many.qpi[:9], as_batch=label)
+    assert not (tmp_path / "others.npy").exists()
+
+
+# --- tables of files -----------------------------------------------------------------------------------------------
+
+
+def test_columns_of_the_batch_and_cells_without_a_type_in_tables_of_files(many, tmp_path):
+    names = []
+    for row in range(20):
+        np.save(tmp_path / f"{row}.npy", many.bf[row])
+        names.append(f"{row}.npy")
+    table = many.table[:20].assign(bf=names, line=[None, *many.cell_type[1:20]])
+    table.to_csv(tmp_path / "cells.csv", index=False)
+    data = load_cell_table(
+        tmp_path / "cells.csv", bf="bf", batch=["day", "plate"], cell_type="line", image_size=16, lazy=False
+    )
+    assert data.batch.dtype.names == ("day", "plate") and data.batch["plate"][3] == str(many.table["plate"][3])
+    assert data.cell_type[0] is None and data.cell_type[1] == many.cell_type[1]
+    assert data.report.counts.loc["(unknown)"].sum() == 1 and data.report.counts.to_numpy().sum() == 20
+    assert set(data.report.counts.columns) == set(as_batch_table(many.table[:20]).labels)
+    profiles = as_table(data, 20, "obs")
+    assert profiles["batch"][0] == as_batch_table(many.table).labels[0] and {"day", "plate"} <= set(profiles)
+
+
+def test_the_command_line_names_several_columns():
+    def asked(*batch: str) -> Any:
+        words = ["fit", "cells.csv", "--bf", "bf", "--target", "qpi", "--image-size", "16", "-o", "m.safetensors"]
+        return build_parser().parse_args([*words, *batch]).batch
+
+    assert asked("--batch", "day") == ["day"]
+    assert asked("--batch", "day", "--batch", "plate") == asked("--batch", "day, plate") == ["day", "plate"]
+    assert asked("--batch", '"day, with a comma",plate') == ["day, with a comma", "plate"]
 
 
 # --- designs that lack a link --------------------------------------------------------------------------------------

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from sklearn.utils.validation import check_is_fitted
 
+from skbegan._batch_table import as_batch_table
 from skbegan._model_estimator import ModelEstimator
 
 if TYPE_CHECKING:
@@ -84,11 +85,15 @@ def part_of(est: ModelEstimator) -> int:
     return chunk_size(est.image_shape_[0])
 
 
-def predictions(est: ModelEstimator, bf: np.ndarray, want: Literal["features", "images"]) -> Iterator[np.ndarray]:
+def predictions(
+    est: ModelEstimator, bf: np.ndarray, want: Literal["features", "images"], as_batch: Any = None
+) -> Iterator[np.ndarray]:
     """Yield what ``transform`` or ``predict_image`` returns for consecutive cells of what :func:`checked` returned."""
     rows = PARTS * part_of(est)
     for start in range(0, len(bf), rows):
         values = est._infer(bf[start : start + rows], want)
+        if as_batch is not None and est._model is not None:
+            values = est._model.restyled(values, as_batch)
         if want == "images":
             values = np.moveaxis(values, 1, -1)
             values = values[..., 0] if len(est.target_shape_) == 2 else values
@@ -102,7 +107,7 @@ def as_table(given: Any, n_cells: int, name: str) -> pd.DataFrame:
     ----------
     given : DataFrame of pandas or polars, mapping, or None
         Of a mapping, as :mod:`skbegan.datasets` returns, the columns are its one-dimensional arrays with an entry for
-        each cell.
+        each cell. Of a batch that is a table these are its columns and the label of each row.
     n_cells : int
     name : str
         What messages call it.
@@ -115,6 +120,8 @@ def as_table(given: Any, n_cells: int, name: str) -> pd.DataFrame:
     if given is None:
         return pd.DataFrame(index=pd.RangeIndex(n_cells))
     if isinstance(given, Mapping):
+        if (batches := as_batch_table(given.get("batch"))) is not None:
+            given = {**given, "batch": batches.labels, **batches.columns}
         columns = {key: values for key, values in given.items() if _is_column(values, n_cells)}
         for key in ("batch", "cell_type"):
             if given.get(key) is not None and key not in columns:

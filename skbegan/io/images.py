@@ -52,6 +52,7 @@ def write_images(
     channel_names: Sequence[str] | None = None,
     variable: str = "images",
     overwrite: bool = False,
+    as_batch: Any = None,
 ) -> Path:
     """Predict the target images of cells and write them, or write images that you have.
 
@@ -81,6 +82,9 @@ def write_images(
     overwrite : bool, default=False
         Whether what exists is replaced. It is replaced at the very end: whenever something fails it is still what it
         was.
+    as_batch : label or dict of str to label, default=None
+        With a transformer: the images as that batch would show them, see
+        :meth:`~skbegan.BeGANTransformer.predict_image`.
 
     Returns
     -------
@@ -132,7 +136,7 @@ def write_images(
         raise FileExistsError(f"{path} is a folder but no Zarr array, and is not replaced; give another name")
     if pixel_size is not None:
         check_pixel_size(pixel_size)
-    stack = _stack(est_or_images, X_bf, pixel_size, channel_names, variable)
+    stack = _stack(est_or_images, X_bf, pixel_size, channel_names, variable, as_batch)
     if suffix == ".mat" and stack.n_bytes > _MAX_MATLAB:
         raise ValueError(
             f"{path.name} would hold {stack.n_bytes} bytes, and a variable of MATLAB's v5 format holds {_MAX_MATLAB}; "
@@ -145,17 +149,23 @@ def write_images(
     return path
 
 
-def _stack(source: Any, X_bf: Any, pixel_size: float | None, names: Sequence[str] | None, variable: str) -> _Stack:
+def _stack(
+    source: Any, X_bf: Any, pixel_size: float | None, names: Sequence[str] | None, variable: str, as_batch: Any
+) -> _Stack:
     if isinstance(source, ModelEstimator) or X_bf is not None:
         bf = checked(source, X_bf, "write_images with X_bf") if X_bf is not None else None
         if bf is None:
             raise ValueError("write_images needs X_bf, whose images the transformer is to predict")
+        if as_batch is not None:
+            source._model.as_of_batch(as_batch)
         shape, dtype = (len(bf), *source.target_shape_), np.dtype(np.float32)
         part = part_of(source)
 
         def chunks() -> Iterator[np.ndarray]:
-            return predictions(source, bf, "images")
+            return predictions(source, bf, "images", as_batch)
     else:
+        if as_batch is not None:
+            raise ValueError("as_batch is for a transformer and X_bf; images that you have are written as they are")
         images = checks.as_array(source, "images")
         if images.ndim not in (3, 4) or 0 in images.shape:
             raise ValueError(
