@@ -28,7 +28,8 @@ from skbegan._check_labels import (
     warn_caller,
 )
 from skbegan._foreign import listed, what_reads_it
-from skbegan._lazy import ROWS_AT_ONCE, as_lazy
+from skbegan._lazy import ROWS_AT_ONCE, parts_of
+from skbegan._stored import as_lazy
 
 __all__ = [
     "CellDataset",
@@ -60,7 +61,8 @@ class CellDataset:
     bf, qpi : ndarray of shape (n, S, S) or (n, S, S, C)
         Brightfield and target as given.
     batch, cell_type : ndarray of int, shape (n,)
-        Codes into `batches` and `cell_types`; zeros where no labels were given, -1 for cells of unknown type.
+        Codes into `batches` and `cell_types`, in the smallest dtype that holds them; zeros where no labels were given,
+        -1 for cells of unknown type.
     batches, cell_types : ndarray or None
         Sorted labels, or None where none were given.
     batch_columns : dict of str to ndarray or None
@@ -225,8 +227,8 @@ def _check_finite(array: np.ndarray, name: str) -> None:
         return
     # Bounded memory, also for a memory map.
     step = max(1, min(ROWS_AT_ONCE, (1 << 22) // max(1, math.prod(array.shape[1:]))))
-    for start in range(0, len(array), step):
-        part = array[start : start + step]
+    for start, stop in parts_of(array, step):
+        part = array[start:stop]
         if kind == "f":
             with np.errstate(invalid="ignore"):
                 good = np.isfinite(part) if size <= 4 else np.abs(part) <= np.finfo(np.float32).max

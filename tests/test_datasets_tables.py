@@ -545,7 +545,7 @@ def test_lazy_images_answer_as_arrays_do(stored):
     assert isinstance(chosen, LazyRows) and chosen.shape == pixels[mask].shape
     np.testing.assert_array_equal(chosen.select([2, 0])[:], pixels[mask][[2, 0]])
     np.testing.assert_array_equal(pickle.loads(pickle.dumps(images))[rows], pixels[rows])
-    assert images.digest() == pickle.loads(pickle.dumps(images)).digest() != chosen.digest()
+    assert images.fingerprint() == pickle.loads(pickle.dumps(images)).fingerprint() != chosen.fingerprint()
     for wrong in (300, [300], np.ones(3, bool), "a", [0.5], np.zeros((2, 2), int)):
         with pytest.raises(IndexError):
             images[wrong]

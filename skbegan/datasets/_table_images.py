@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import threading
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -85,6 +86,18 @@ class TableImages(LazyRows):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state, _open=OrderedDict(), _lock=threading.RLock())
+
+    def _stamp(self) -> Any:
+        parts: list[Any] = [self._square, self._antialias]
+        for column in self._columns:
+            found = hashlib.blake2b(digest_size=16)
+            for name, inner in column.files:
+                about = Path(name).stat()
+                found.update(f"{Path(name).resolve()} {inner} {about.st_size} {about.st_mtime_ns}\n".encode())
+            for numbers in (column.file, column.page):
+                found.update(b"" if numbers is None else np.ascontiguousarray(numbers).data)
+            parts.append((column.name, [repr(layout) for layout in set(column.layouts)], found.hexdigest()))
+        return "table", parts
 
     def _read(self, rows: NDArray[np.intp]) -> NDArray[Any]:
         out = np.empty((len(rows), *self.shape[1:3], sum(column.n_channels for column in self._columns)), np.float32)
