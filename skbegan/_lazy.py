@@ -9,14 +9,18 @@ from __future__ import annotations
 
 import hashlib
 import math
+import queue
+import threading
 from collections.abc import Iterator
 from types import EllipsisType
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-__all__ = ["ROWS_AT_ONCE", "CellSource", "KeptRows", "LazyRows", "parts_of", "runs", "spread_rows"]
+__all__ = ["ROWS_AT_ONCE", "CellSource", "KeptRows", "LazyRows", "ahead", "in_order", "parts_of", "runs", "spread_rows"]
+
+T = TypeVar("T")
 
 ROWS_AT_ONCE = 256  # read and held in addition to what was asked for, or one block if that is more
 _SHOWN = 16  # cells whose pixels a fingerprint holds
@@ -257,7 +261,7 @@ def runs(rows: NDArray[np.intp]) -> list[tuple[int, int]]:
     return [(int(run[0]), int(run[-1]) + 1) for run in np.split(rows, breaks)] if len(rows) else []
 
 
-def parts_of(images: Any, at_once: int = ROWS_AT_ONCE) -> Iterator[tuple[int, int]]:
+def parts_of(images: Any, at_once: int = ROWS_AT_ONCE, start: int = 0) -> Iterator[tuple[int, int]]:
     """Yield where parts start and stop that make up all rows: of at most `at_once` rows, or one block that is longer.
 
     Blocks are whole, so that each is read once.
@@ -266,9 +270,10 @@ def parts_of(images: Any, at_once: int = ROWS_AT_ONCE) -> Iterator[tuple[int, in
     ----------
     images : ndarray or LazyRows
     at_once : int, default=256
+    start : int, default=0
+        First row.
     """
     n, bounds = len(images), images.blocks() if isinstance(images, LazyRows) else None
-    start = 0
     while start < n:
         stop = min(n, start + at_once)
         if bounds is not None and stop < n:
@@ -276,6 +281,69 @@ def parts_of(images: Any, at_once: int = ROWS_AT_ONCE) -> Iterator[tuple[int, in
             stop = int(bounds[last]) if bounds[last] > start else int(bounds[last + 1])
         yield start, stop
         start = stop
+
+
+def in_order(images: Any, size: int, start: int = 0) -> Iterator[NDArray[Any]]:
+    """Yield images of consecutive cells, `size` at a time: of an array as views, of lazy images read ahead by a thread.
+
+    Parameters
+    ----------
+    images : ndarray or LazyRows
+    size : int
+        Cells at a time; the last part may be shorter.
+    start : int, default=0
+        First cell.
+    """
+    if not isinstance(images, LazyRows):
+        for first in range(start, len(images), size):
+            yield images[first : first + size]
+        return
+    rest: NDArray[Any] | None = None
+    for part in ahead(images[first:stop] for first, stop in parts_of(images, max(size, ROWS_AT_ONCE), start)):
+        held = part if rest is None or not len(rest) else np.concatenate([rest, part])
+        whole = len(held) - len(held) % size
+        for first in range(0, whole, size):
+            yield held[first : first + size]
+        rest = held[whole:].copy()
+    if rest is not None and len(rest):
+        yield rest
+
+
+def ahead(values: Iterator[T]) -> Iterator[T]:
+    """Yield what an iterator does; a thread makes the next value while one is used."""
+    ready: queue.Queue[tuple[str, Any]] = queue.Queue(maxsize=1)
+    stopped = threading.Event()
+
+    def put(kind: str, value: Any) -> None:
+        while not stopped.is_set():
+            try:
+                return ready.put((kind, value), timeout=0.1)
+            except queue.Full:
+                continue
+
+    def work() -> None:
+        try:
+            for value in values:
+                put("value", value)
+                if stopped.is_set():
+                    return
+            put("end", None)
+        except BaseException as error:
+            put("error", error)
+
+    thread = threading.Thread(target=work, name="skbegan reads ahead", daemon=True)
+    thread.start()
+    try:
+        while True:
+            kind, value = ready.get()
+            if kind == "error":
+                raise value
+            if kind == "end":
+                return
+            yield value
+    finally:
+        stopped.set()
+        thread.join()
 
 
 def _cut(rows: NDArray[np.intp], bounds: NDArray[np.int64] | None) -> Iterator[tuple[int, int]]:

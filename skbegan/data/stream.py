@@ -21,7 +21,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from skbegan._lazy import KeptRows, LazyRows
+from skbegan._lazy import KeptRows, LazyRows, spread_rows
 from skbegan._stored import ArrayRows
 from skbegan.data.splitting import split_validation
 
@@ -106,6 +106,17 @@ def kept_if_few(images: Any) -> Any:
     """Return images that are stored in blocks, and not too many, as ones that were read once and are kept."""
     stored = isinstance(images, LazyRows) and not isinstance(images, KeptRows) and images.blocks() is not None
     return KeptRows(images, np.arange(len(images))) if stored else images
+
+
+def kept_sample(images: Any) -> tuple[Any, NDArray[np.intp]]:
+    """Return images, and rows of them that can be read in any order: all, or a sample in memory of stored blocks."""
+    if not isinstance(images, LazyRows) or images.blocks() is None:
+        return images, np.arange(len(images))
+    rows = None
+    if images.nbytes > BUFFER_BYTES:
+        rows = spread_rows(images, min(SAMPLE_CELLS, max(64, SAMPLE_BYTES // (images.nbytes // len(images)))))
+    rows = np.arange(len(images)) if rows is None else rows
+    return KeptRows(images, rows), rows
 
 
 def as_rows(images: Any) -> LazyRows:
