@@ -58,7 +58,7 @@ class DescriptorLoss:
         engine.optimize(HEAD, self.head.parameters(), HEAD_LEARNING_RATE)
 
     def wanted(self, cells: Minibatch) -> Tensor:
-        """Return the descriptors of the cells of a minibatch of training cells, of all processes, as they were stored."""
+        """Return the descriptors of the cells of a minibatch of training cells as stored, those of all processes."""
         if cells.whole.position is not None:
             return self.values[cells.whole.position].to(cells.target.dtype)
         with torch.no_grad():  # streamed cells, too many for a table

@@ -236,7 +236,7 @@ def _asked(callback: Callback | None, info: EpochInfo) -> bool:
 
 
 def _written(
-    checkpoint: Checkpoint, plan: Plan, sampler: Sampler, epoch: int, reached: _Reached, stopped: bool
+    checkpoint: Checkpoint, plan: Plan, sampler: AnySampler, epoch: int, reached: _Reached, stopped: bool
 ) -> str | None:
     """Write a checkpoint in the first process; return what went wrong."""
     return plan.engine.group.from_first(

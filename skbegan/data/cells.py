@@ -195,8 +195,8 @@ class StreamedCells(Cells):
         rows = self._rows[indices.numpy()]
         whole = [torch.from_numpy(codes[rows].astype(np.int64)).to(self.bf.device) for codes in self._codes]
         part_of = Whole(whole[0], whole[1], None, own.start) if world > 1 else None
-        pair = (s._convert(x) for s, x in zip((self.bf, self.target), images, strict=True))
-        return Minibatch(*pair, whole[0][own], whole[1][own], None, part_of)
+        pair = [s._convert(x) for s, x in zip((self.bf, self.target), images, strict=True)]
+        return Minibatch(pair[0], pair[1], whole[0][own], whole[1][own], None, part_of)
 
 
 class _Sample(Cells):
