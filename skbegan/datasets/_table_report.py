@@ -87,7 +87,8 @@ class TableReport:
         if self.pages_per_chunk > _MOST_PER_CHUNK:
             lines.append(
                 f"Slow: files are stored in chunks of {self.pages_per_chunk} images, and a whole chunk is read for "
-                "each image. Store one image per chunk, or use lazy=False"
+                "each image, since rows are in another order. Sort the table by file and image, store one image per "
+                "chunk, or use lazy=False"
             )
         if self.n_alpha:
             lines.append(f"Alpha channels left out: {self.n_alpha} images")
