@@ -465,10 +465,8 @@ def _report(
         n_padded=n_padded,
         n_cut=n_cut,
         n_rescaled=n_rescaled,
-        pages_per_chunk=max(
-            (layout.pages_per_chunk for column in every if blocks_of([column]) is None for layout in column.layouts),
-            default=1,
-        ),
+        pages_per_chunk=max(layout.pages_per_chunk for column in every for layout in column.layouts),
+        in_order=all(blocks_of([c]) is not None for c in every if max(x.pages_per_chunk for x in c.layouts) > 1),
         n_alpha=sum(layout.alpha is not None for column in every for layout in column.layouts),
         root=str(base.resolve()),
     )
