@@ -261,7 +261,13 @@ class Predictor:
 
     def key(self) -> str:
         """Return what tells model and inference from others."""
-        return _digest(self.model.fingerprint(), self.want, self.device, self.precision, repr((self.minibatch_size, self.as_batches)))
+        return _digest(
+            self.model.fingerprint(),
+            self.want,
+            self.device,
+            self.precision,
+            repr((self.minibatch_size, self.as_batches)),
+        )
 
 
 class _OneBlock:

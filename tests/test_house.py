@@ -23,7 +23,16 @@ GROUND = {
 }  # import of ours only one another
 # Import nothing of ours; for the leaves and all others.
 SHARED = {
-    "_atomic", "_batch_table", "_codes", "_foreign", "_hdf5", "_labels", "_lazy", "_progress", "_stored", "_turns"
+    "_atomic",
+    "_batch_table",
+    "_codes",
+    "_foreign",
+    "_hdf5",
+    "_labels",
+    "_lazy",
+    "_progress",
+    "_stored",
+    "_turns",
 }
 
 

@@ -291,3 +291,33 @@ def test_plans_join_short_blocks_and_keep_long_ones(monkeypatch):
         bounds, stratum, slots = plan_stream(source, source, codes, codes)
         assert slots == 6400 and np.diff(bounds)[0] == expected and bounds[-1] == 100_000
         assert len(stratum) == len(bounds) - 1 and stratum.max() == 0
+
+
+@pytest.mark.parametrize("dtype", ["int8", "uint16", ">i2", "int64", "U3", "float32"])
+def test_codes_and_counts_are_those_of_numpy_in_small_dtypes(dtype, rng, monkeypatch):
+    from skbegan import _codes
+
+    monkeypatch.setattr(_codes, "_AT_ONCE", 7)
+    labels = rng.integers(0, 90, 50).astype(dtype)
+    classes, codes = _codes.encoded(labels)
+    expected = np.unique(labels, return_inverse=True)
+    np.testing.assert_array_equal(classes, expected[0])
+    np.testing.assert_array_equal(codes, expected[1])
+    assert codes.dtype == np.uint8
+    known = np.arange(80) >= 30
+    _, partly = _codes.encoded(labels, known)
+    assert partly.dtype == np.int8 and (partly[:30] == -1).all()
+    np.testing.assert_array_equal(partly[30:], codes)
+    others = rng.integers(0, 3, 80).astype(np.uint8)
+    counts, unknown = _codes.counted(partly, len(classes), others, 3)
+    np.testing.assert_array_equal(unknown, np.bincount(others[:30], minlength=3))
+    assert counts.shape == (len(classes), 3) and counts[codes[0], others[30]] >= 1 and counts.sum() == 50
+
+
+def test_validation_cells_of_unknown_type_are_a_group_of_their_own():
+    from skbegan.data.splitting import split_validation
+
+    batch, cell_type = np.repeat(np.array([0, 1], np.uint8), 40), np.tile(np.array([-1, 0, 1, 127], np.int8), 20)
+    train, held_out = split_validation(batch, cell_type, 0.1, 0)
+    found = np.unique(np.stack([batch, cell_type.astype(int)])[:, held_out], axis=1, return_counts=True)
+    assert found[0].shape[1] == 8 and set(found[1]) == {1} and len(train) == 72

@@ -16,7 +16,7 @@ def split_validation(
     """
     rng = np.random.RandomState(seed)
     order = rng.permutation(len(batch))
-    codes = batch.astype(np.int64) * (int(cell_type.max()) + 1) + cell_type
+    codes = batch.astype(np.int64) * (int(cell_type.max()) + 2) + cell_type  # of unknown type: -1
     groups = np.unique(codes, return_inverse=True)[1][order]
     sizes = np.bincount(groups)
     wanted = sizes * fraction
