@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 __all__ = ["Predictor", "check_out", "lazily", "write_into"]
 
 _NAME = "skbegan_written"  # of the attribute that says how far a file was written
-_PARTS = 64  # least parts of the inference that are written at once
+_PARTS = 16  # least parts of the inference that are written at once: 4 million pixels on a CPU
 _ONE_AT_A_TIME = threading.Lock()  # dask computes blocks in several threads; PyTorch has its own
 
 
