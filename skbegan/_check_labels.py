@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from skbegan._batch_table import BatchTable, as_batch_table, single_column
+from skbegan._codes import counted, encoded
 from skbegan._foreign import listed
 from skbegan._labels import as_labels, known_labels
 
@@ -90,22 +91,18 @@ def check_known_types(cell_type: Any, n_cells: int) -> tuple[np.ndarray, np.ndar
 def encode_batches(batch: Any, n_cells: int) -> tuple[np.ndarray | None, np.ndarray]:
     """Return the sorted batches and each cell's code; None and zeros where none were given."""
     if batch is None:
-        return None, np.zeros(n_cells, dtype=np.int64)
-    batches, codes = np.unique(check_batch_labels(batch, n_cells), return_inverse=True)
-    return batches, codes.astype(np.int64)
+        return None, np.zeros(n_cells, dtype=np.uint8)
+    return encoded(check_batch_labels(batch, n_cells))
 
 
 def encode_types(cell_type: Any, n_cells: int) -> tuple[np.ndarray | None, np.ndarray]:
     """Return the cell types and each cell's code, -1 for unknown; if all are unknown, as if none had been given."""
-    codes = np.zeros(n_cells, dtype=np.int64)
     if cell_type is None:
-        return None, codes
+        return None, np.zeros(n_cells, dtype=np.uint8)
     labels, known = check_known_types(cell_type, n_cells)
     if not known.any():
-        return None, codes
-    types, found = np.unique(labels, return_inverse=True)
-    codes[known], codes[~known] = found, -1
-    return types, codes
+        return None, np.zeros(n_cells, dtype=np.uint8)
+    return encoded(labels, known)
 
 
 def check_batch_sizes(table: BatchTable | None, batches: np.ndarray | None, codes: np.ndarray) -> None:
@@ -124,7 +121,7 @@ def _check_no_cell_ids(batches: np.ndarray | None, codes: np.ndarray) -> None:
     """Refuse batches most of which hold one cell: nothing can be learned from them. They may be names of cells."""
     if batches is None or len(batches) <= 10:
         return
-    n_single = int((np.bincount(codes) == 1).sum())
+    n_single = int((counted(codes, len(batches))[0] == 1).sum())
     if 2 * n_single > len(batches):
         some = listed(str(label)[:40] for label in batches[:3].tolist())
         raise ValueError(

@@ -1,31 +1,67 @@
 """Images that stay where they are stored and are read by rows. Imports nothing of ours.
 
-A lazy array answers what an array of images is asked for: shape, dtype, length, some rows. Data sets of h5py, arrays of
-zarr and of dask are wrapped into one; images in files that a table names are another, see `skbegan.datasets`.
+A lazy array answers what an array of images is asked for: shape, dtype, length, some rows. What is kept by h5py, zarr
+and dask is wrapped into one in :mod:`skbegan._stored`; images in files that a table names are another, see
+`skbegan.datasets`.
 """
 
 from __future__ import annotations
 
 import hashlib
 import math
-import sys
+import queue
+import threading
 from collections.abc import Iterator
 from types import EllipsisType
-from typing import Any
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-__all__ = ["ROWS_AT_ONCE", "LazyRows", "as_lazy", "runs"]
+__all__ = ["ROWS_AT_ONCE", "CellSource", "KeptRows", "LazyRows", "ahead", "in_order", "parts_of", "runs", "spread_rows"]
 
-ROWS_AT_ONCE = 256  # read and held in addition to what was asked for
+T = TypeVar("T")
+
+ROWS_AT_ONCE = 256  # read and held in addition to what was asked for, or one block if that is more
+_SHOWN = 16  # cells whose pixels a fingerprint holds
+
+
+@runtime_checkable
+class CellSource(Protocol):
+    """Images of cells, wherever they are: what ``fit``, ``transform`` and ``predict_image`` read any images through.
+
+    Arrays, memory maps, data sets of h5py, arrays of zarr and dask, and the images of
+    :func:`skbegan.datasets.load_cell_table` are adapted to it. An object of your own with these members is taken too.
+    Rows are read by one thread at a time, which need not be the one that made the object.
+
+    Attributes
+    ----------
+    shape : tuple of int
+        (n_cells, side, side) or (n_cells, side, side, n_channels).
+    dtype : numpy.dtype
+    """
+
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+
+    def read(self, rows: NDArray[np.intp]) -> NDArray[Any]:
+        """Return images of some cells, given by rising numbers, none of them twice."""
+
+    def blocks(self) -> NDArray[np.int64] | None:
+        """Return where blocks of cells that are stored together start, and last the number of cells.
+
+        None where single cells are read as fast as neighbours, as from a memory map.
+        """
+
+    def fingerprint(self) -> str:
+        """Return what changes when the images do: caches and checkpoints know them by it. Reads few pixels."""
 
 
 class LazyRows:
     """An array of images that reads the rows it is asked for, and never itself as a whole unless told to.
 
     Indexing reads: ``images[3]``, ``images[10:20]``, ``images[rows]`` with integers or booleans are arrays. `select`
-    reads nothing. ``numpy.asarray(images)`` reads all.
+    reads nothing. ``numpy.asarray(images)`` reads all. It is a :class:`CellSource`.
 
     Parameters
     ----------
@@ -38,11 +74,37 @@ class LazyRows:
     def __init__(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
         self.shape = tuple(int(length) for length in shape)
         self.dtype = np.dtype(dtype).newbyteorder("=")
-        self._digest: str | None = None
 
     def _read(self, rows: NDArray[np.intp]) -> NDArray[Any]:
-        """Return rows, at least one and at most `ROWS_AT_ONCE`, that are given in rising order, none of them twice."""
+        """Return rows, at least one, that are given in rising order, none of them twice."""
         raise NotImplementedError
+
+    def _stamp(self) -> Any:
+        """Return what tells these images from others without their pixels; None if nothing does, and all are read."""
+        return None
+
+    def blocks(self) -> NDArray[np.int64] | None:
+        """Return the bounds of blocks that are stored together, see :class:`CellSource`."""
+        return None
+
+    def read(self, rows: ArrayLike) -> NDArray[Any]:
+        """Return some rows in the order they are asked for; they are read in that of the file, a block once."""
+        return self._rows(self._positions(rows))
+
+    def fingerprint(self) -> str:
+        """Return a digest of shape, dtype, what is known of the files, and the pixels of a few cells.
+
+        Where nothing is known of files all pixels are read.
+        """
+        stamp = self._stamp()
+        found = hashlib.blake2b(repr((self.shape, self.dtype.str, stamp)).encode(), digest_size=16)
+        if stamp is None:
+            for start, stop in parts_of(self):
+                found.update(np.ascontiguousarray(self._rows(np.arange(start, stop))).data)
+        elif len(self):
+            rows = np.unique(np.linspace(0, len(self) - 1, _SHOWN).round().astype(np.intp))
+            found.update(np.ascontiguousarray(self._rows(rows)).data)
+        return found.hexdigest()
 
     @property
     def ndim(self) -> int:
@@ -79,7 +141,10 @@ class LazyRows:
         positions = self._positions(first)
         if not rest or rest == [Ellipsis]:
             return self._rows(positions)
-        parts = [self._rows(part)[(slice(None), *rest)] for part in _parts(positions)]
+        parts = [
+            self._rows(positions[start : start + ROWS_AT_ONCE])[(slice(None), *rest)]
+            for start in range(0, len(positions), ROWS_AT_ONCE)
+        ]
         return np.concatenate(parts) if parts else np.empty((0, *self.shape[1:]), self.dtype)[(slice(None), *rest)]
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
@@ -101,20 +166,11 @@ class LazyRows:
         """
         return _Selection(self, self._positions(rows))
 
-    def digest(self) -> str:
-        """Return a fingerprint of shape, dtype and all values; reads everything, a part at a time, once."""
-        if self._digest is None:
-            found = hashlib.blake2b(repr((self.shape, self.dtype.str)).encode(), digest_size=16)
-            for part in _parts(np.arange(len(self))):
-                found.update(np.ascontiguousarray(self._rows(part)).data)
-            self._digest = found.hexdigest()
-        return self._digest
-
     def _positions(self, key: Any) -> NDArray[np.intp]:
         """Return rows as integers from 0, of what may index the first axis of an array."""
         n = len(self)
         if isinstance(key, slice):
-            return np.arange(n)[key]
+            return np.arange(*key.indices(n))
         index = np.asarray(key)
         if index.dtype == np.bool_ and index.ndim == 1:
             if len(index) != n:
@@ -133,13 +189,16 @@ class LazyRows:
 
     def _rows(self, positions: NDArray[np.intp]) -> NDArray[Any]:
         out = np.empty((len(positions), *self.shape[1:]), self.dtype)
-        start = 0
-        for part in _parts(positions):
-            rows, where = np.unique(part, return_inverse=True)
-            values = self._read(rows)
-            # Rows in rising order, each once, are all that is needed: no second copy of them.
-            out[start : start + len(part)] = values if np.array_equal(rows, part) else values[where]
-            start += len(part)
+        rising = bool((positions[1:] > positions[:-1]).all())
+        order = None if rising else np.argsort(positions, kind="stable")
+        asked = positions if order is None else positions[order]
+        for start, stop in _cut(asked, self.blocks()):
+            part = asked[start:stop]
+            if order is None:  # no second copy
+                out[start:stop] = self._read(part)
+            else:
+                rows, where = np.unique(part, return_inverse=True)
+                out[order[start:stop]] = self._read(rows)[where]
         return out
 
 
@@ -151,84 +210,49 @@ class _Selection(LazyRows):
         self._images, self._chosen = images, rows
 
     def _read(self, rows: NDArray[np.intp]) -> NDArray[Any]:
-        return self._images[self._chosen[rows]]
+        return self._images.read(self._chosen[rows])
+
+    def _stamp(self) -> Any:
+        return self._images.fingerprint(), hashlib.blake2b(self._chosen.tobytes(), digest_size=16).hexdigest()
+
+    def blocks(self) -> NDArray[np.int64] | None:
+        bounds = self._images.blocks()
+        if bounds is None or (self._chosen[1:] < self._chosen[:-1]).any():
+            return None
+        return np.unique(np.searchsorted(self._chosen, bounds)).astype(np.int64)
 
     def select(self, rows: ArrayLike | slice) -> LazyRows:
         return _Selection(self._images, self._chosen[self._positions(rows)])
 
 
-class _Hdf5Rows(LazyRows):
-    """A data set of h5py."""
-
-    def __init__(self, dataset: Any) -> None:
-        super().__init__(dataset.shape, dataset.dtype)
-        self._dataset = dataset
-        self._place = dataset.file.filename, dataset.name
-
-    def _read(self, rows: NDArray[np.intp]) -> NDArray[Any]:
-        if self._dataset is None:  # in another process than that which opened the file
-            import h5py
-
-            file, name = self._place
-            self._dataset = h5py.File(file, "r")[name]
-        # h5py takes a list of rows too, but far more slowly.
-        return np.concatenate([self._dataset[start:stop] for start, stop in runs(rows)])
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_dataset": None}
-
-
-class _ZarrRows(LazyRows):
-    """An array of zarr."""
-
-    def __init__(self, array: Any) -> None:
-        super().__init__(array.shape, array.dtype)
-        self._array = array
-
-    def _read(self, rows: NDArray[np.intp]) -> NDArray[Any]:
-        return np.asarray(self._array.oindex[rows])
-
-
-class _DaskRows(LazyRows):
-    """An array of dask: rows are computed when they are asked for, each time anew."""
-
-    def __init__(self, array: Any) -> None:
-        super().__init__(array.shape, array.dtype)
-        self._array = array
-
-    def _read(self, rows: NDArray[np.intp]) -> NDArray[Any]:
-        return np.asarray(self._array[rows])
-
-
-def as_lazy(images: Any, name: str = "the images") -> LazyRows | None:
-    """Return lazy images for what stays on disk until it is indexed, or None for all else; reads nothing.
+class KeptRows(LazyRows):
+    """Lazy images some of whose rows were read once and are held in memory.
 
     Parameters
     ----------
-    images : object
-        A data set of h5py, an array of zarr or of dask with at least two axes, or lazy images already.
-    name : str
-        What a message calls them.
-
-    Raises
-    ------
-    ValueError
-        For an array of dask whose shape is not known.
+    images : LazyRows
+    rows : ndarray of int
+        Rising, none twice.
     """
-    if isinstance(images, LazyRows):
-        return images
-    for module, kind, wrapper in (("h5py", "Dataset", _Hdf5Rows), ("zarr", "Array", _ZarrRows)):
-        if (loaded := sys.modules.get(module)) is not None and isinstance(images, getattr(loaded, kind)):
-            return wrapper(images) if len(images.shape or ()) >= 2 else None
-    dask = sys.modules.get("dask.array")
-    if dask is None or not isinstance(images, dask.Array) or images.ndim < 2:
-        return None
-    if any(math.isnan(length) for length in images.shape):
-        raise ValueError(
-            f"{name} is an array of dask whose shape is not known yet, {images.shape}; let dask find it: "
-            f"{name}.compute_chunk_sizes()"
-        )
-    return _DaskRows(images)
+
+    def __init__(self, images: LazyRows, rows: NDArray[np.intp]) -> None:
+        super().__init__(images.shape, images.dtype)
+        self.images, self._chosen, self._kept = images, rows, images.read(rows)
+
+    def _rows(self, positions: NDArray[np.intp]) -> NDArray[Any]:
+        if len(self._chosen) == len(self):
+            kept: NDArray[Any] = self._kept[positions]
+            return kept
+        where = np.searchsorted(self._chosen, positions)
+        if len(self._chosen) and np.array_equal(self._chosen[where.clip(max=len(self._chosen) - 1)], positions):
+            return self._kept[where]
+        return self.images.read(positions)
+
+    def blocks(self) -> NDArray[np.int64] | None:
+        return self.images.blocks()
+
+    def fingerprint(self) -> str:
+        return self.images.fingerprint()
 
 
 def runs(rows: NDArray[np.intp]) -> list[tuple[int, int]]:
@@ -237,6 +261,118 @@ def runs(rows: NDArray[np.intp]) -> list[tuple[int, int]]:
     return [(int(run[0]), int(run[-1]) + 1) for run in np.split(rows, breaks)] if len(rows) else []
 
 
-def _parts(positions: NDArray[np.intp]) -> Iterator[NDArray[np.intp]]:
-    for start in range(0, len(positions), ROWS_AT_ONCE):
-        yield positions[start : start + ROWS_AT_ONCE]
+def parts_of(images: Any, at_once: int = ROWS_AT_ONCE, start: int = 0) -> Iterator[tuple[int, int]]:
+    """Yield where parts start and stop that make up all rows: of at most `at_once` rows, or one block that is longer.
+
+    Blocks are whole, so that each is read once.
+
+    Parameters
+    ----------
+    images : ndarray or LazyRows
+    at_once : int, default=256
+    start : int, default=0
+        First row.
+    """
+    n, bounds = len(images), images.blocks() if isinstance(images, LazyRows) else None
+    while start < n:
+        stop = min(n, start + at_once)
+        if bounds is not None and stop < n:
+            last = int(np.searchsorted(bounds, stop, side="right")) - 1
+            stop = int(bounds[last]) if bounds[last] > start else int(bounds[last + 1])
+        yield start, stop
+        start = stop
+
+
+def in_order(images: Any, size: int, start: int = 0) -> Iterator[NDArray[Any]]:
+    """Yield images of consecutive cells, `size` at a time: of an array as views, of lazy images read ahead by a thread.
+
+    Parameters
+    ----------
+    images : ndarray or LazyRows
+    size : int
+        Cells at a time; the last part may be shorter.
+    start : int, default=0
+        First cell.
+    """
+    if not isinstance(images, LazyRows):
+        for first in range(start, len(images), size):
+            yield images[first : first + size]
+        return
+    rest: NDArray[Any] | None = None
+    for part in ahead(images[first:stop] for first, stop in parts_of(images, max(size, ROWS_AT_ONCE), start)):
+        held = part if rest is None or not len(rest) else np.concatenate([rest, part])
+        whole = len(held) - len(held) % size
+        for first in range(0, whole, size):
+            yield held[first : first + size]
+        rest = held[whole:].copy()
+    if rest is not None and len(rest):
+        yield rest
+
+
+def ahead(values: Iterator[T]) -> Iterator[T]:
+    """Yield what an iterator does; a thread makes the next value while one is used."""
+    ready: queue.Queue[tuple[str, Any]] = queue.Queue(maxsize=1)
+    stopped = threading.Event()
+
+    def put(kind: str, value: Any) -> None:
+        while not stopped.is_set():
+            try:
+                return ready.put((kind, value), timeout=0.1)
+            except queue.Full:
+                continue
+
+    def work() -> None:
+        try:
+            for value in values:
+                put("value", value)
+                if stopped.is_set():
+                    return
+            put("end", None)
+        except BaseException as error:
+            put("error", error)
+
+    thread = threading.Thread(target=work, name="skbegan reads ahead", daemon=True)
+    thread.start()
+    try:
+        while True:
+            kind, value = ready.get()
+            if kind == "error":
+                raise value
+            if kind == "end":
+                return
+            yield value
+    finally:
+        stopped.set()
+        thread.join()
+
+
+def _cut(rows: NDArray[np.intp], bounds: NDArray[np.int64] | None) -> Iterator[tuple[int, int]]:
+    """Yield parts of rising rows of at most `ROWS_AT_ONCE`, or those of one block that is longer."""
+    start = 0
+    while start < len(rows):
+        stop = min(len(rows), start + ROWS_AT_ONCE)
+        if bounds is not None and stop < len(rows):
+            block = int(np.searchsorted(bounds, rows[stop], side="right")) - 1
+            first = int(np.searchsorted(rows, bounds[block]))
+            stop = first if first > start else int(np.searchsorted(rows, bounds[block + 1]))
+        yield start, stop
+        start = stop
+
+
+def spread_rows(images: Any, n_rows: int, n_blocks: int = 64) -> NDArray[np.intp] | None:
+    """Return some rows of lazy images, spread over all in pieces of blocks, or None where all can be looked at.
+
+    Parameters
+    ----------
+    images : ndarray or LazyRows
+    n_rows : int
+        At most; with no more, and for arrays, None is returned.
+    n_blocks : int, default=64
+        Places that they are read from.
+    """
+    n = len(images)
+    if not isinstance(images, LazyRows) or n <= n_rows:
+        return None
+    length = n_rows // n_blocks
+    starts = np.linspace(0, n - length, n_blocks).astype(np.intp)
+    return np.unique((starts[:, None] + np.arange(length)).ravel())

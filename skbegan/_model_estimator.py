@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import inspect
 import operator
 from collections.abc import Callable
+from time import perf_counter
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 import numpy as np
@@ -13,6 +15,8 @@ from sklearn.base import BaseEstimator
 from sklearn.utils.validation import check_is_fitted
 
 from skbegan import checks
+from skbegan._into import Predictor, check_out, lazily, write_into
+from skbegan._stored import is_dask
 from skbegan._summary import summary_html
 from skbegan._version import versions
 from skbegan.config import Config, Parameters
@@ -21,6 +25,8 @@ from skbegan.model import FittedModel
 
 if TYPE_CHECKING:
     from torch import nn
+
+    from skbegan.cost import CostEstimate
 
 _FITTED = {  # attribute: where the fitted model has it
     "batches_": "batches",
@@ -156,8 +162,26 @@ class ModelEstimator(BaseEstimator):
             )
         return self._model.to_torch()
 
-    def _predict(self, X_bf: Any, want: Literal["features", "images"]) -> np.ndarray:
-        return self._infer(self._checked(X_bf), want)
+    def _predict(self, X_bf: Any, want: Literal["features", "images"], out: Any = None, as_batch: Any = None) -> Any:
+        """Return what the model gives for the images, written into `out`, or lazily for an array of dask."""
+        check_is_fitted(self)
+        predictor = self._predictor(want, as_batch)
+        if out is None and is_dask(X_bf):
+            checks.check_images(X_bf, "X_bf", self.image_shape_, look=False)
+            check = functools.partial(checks.check_images, name="X_bf", shape=self.image_shape_)
+            return lazily(X_bf, predictor.after(check), predictor.shape, predictor.part, predictor.key())
+        if out is None:
+            return predictor(self._checked(X_bf))
+        bf = checks.check_images(X_bf, "X_bf", self.image_shape_, look=False)
+        check_out(out, (len(bf), *predictor.shape))
+        return write_into(out, self._checked(bf), predictor, predictor.part, predictor.key)
+
+    def _predictor(self, want: Literal["features", "images"], as_batch: Any = None) -> Predictor:
+        assert self._model is not None
+        codes = None if as_batch is None else tuple(self._model.as_of_batch(as_batch).tolist())
+        config = Config.of(self.get_params(deep=False))
+        size = config.removal.minibatch_size if config.runtime.inference == "minibatch" else None
+        return Predictor(self._model, want, str(self.device), config.runtime.precision, size, codes)
 
     def _checked(self, X_bf: Any) -> np.ndarray:
         """Return brightfields that the model can be given, with a warning where their units look foreign."""
@@ -191,7 +215,8 @@ class ModelEstimator(BaseEstimator):
         Parameters
         ----------
         X_bf : array-like of shape (n_cells, side, side) or (n_cells, side, side, n_channels)
-            At least two brightfield images like those of fit.
+            At least two brightfield images like those of fit. Of stored blocks that do not fit into memory a sample is
+            taken.
 
         Returns
         -------
@@ -210,27 +235,33 @@ class ModelEstimator(BaseEstimator):
         bf = checks.check_images(X_bf, "X_bf", self.image_shape_)
         if len(bf) < 2:
             raise ValueError("recalibrate needs at least two cells, better some hundred, got 1")
+        from skbegan.data.stream import kept_sample
+
+        bf, rows = kept_sample(bf)
         model = self._model.recalibrated(
             bf,
-            np.random.RandomState(0).permutation(len(bf)),
+            rows[np.random.RandomState(0).permutation(len(rows))],
             device=self.device,
             precision=config.runtime.precision,
             minibatch_size=config.removal.minibatch_size,
         )
         return self._adopt(model)
 
-    def predict_image(self, X_bf: Any, *, as_batch: Any = None) -> np.ndarray:
+    def predict_image(self, X_bf: Any, *, as_batch: Any = None, out: Any = None) -> Any:
         """Return the predicted target image of each cell.
 
         Parameters
         ----------
         X_bf : array-like of shape (n_cells, side, side) or (n_cells, side, side, n_channels)
-            Brightfield images like those of fit.
+            Brightfield images like those of fit. Of an array of dask the result is one too, lazily.
         as_batch : label or dict of str to label, default=None
             None: images free of the batch. One of `batches_`: the same cells as that batch would have shown them in
             the target, as far as it was measured in training: its mean image and amplitude spectrum relative to the
             mean of the batches that share cell types with it. Where `batch` was a table, also labels by column,
             ``{"day": "day3"}``: the mean effect of all batches that have them.
+        out : array, memory map, h5py.Dataset or zarr.Array of the shape of the images, default=None
+            Where to write them, block by block, in float32 or float64. It is returned; a call that was stopped goes on
+            as one of :meth:`transform` does.
 
         Returns
         -------
@@ -242,18 +273,65 @@ class ModelEstimator(BaseEstimator):
         NotFittedError
             Before fit.
         ValueError
-            For images of another shape than in fit, or not finite; for a batch that the model was not fitted on, and
-            with `as_batch` for a model that keeps no styles: of an earlier version, or without the default stage 2.
+            For images of another shape than in fit, or not finite, or an `out` of another shape or dtype; for a batch
+            that the model was not fitted on, and with `as_batch` for a model that keeps no styles: of an earlier
+            version, or without the default stage 2.
         """
-        check_is_fitted(self)
-        assert self._model is not None
-        if as_batch is not None:
-            self._model.as_of_batch(as_batch)  # refused before anything is predicted
-        predicted = self._predict(X_bf, "images")
-        if as_batch is not None:
-            predicted = self._model.restyled(predicted, as_batch)
-        images = np.moveaxis(predicted, 1, -1)
-        return images[..., 0] if len(self.target_shape_) == 2 else np.ascontiguousarray(images)
+        return self._predict(X_bf, "images", out, as_batch)
+
+    def estimate_cost(
+        self, X_bf: Any, y: Any = None, batch: Any = None, cell_type: Any = None, *, y_qpi: Any = None
+    ) -> CostEstimate:
+        """Say what a fit with these arguments would cost: time of each stage, and memory.
+
+        A few real steps of each stage are run on the given cells, on the device and in the precision of a fit, and
+        extrapolated to all epochs, validation, and profile alignment. That takes from seconds, for small networks, to
+        some minutes for those of the published size on a CPU. Neither the estimator nor the cells are changed.
+
+        Parameters
+        ----------
+        X_bf, y, batch, cell_type, y_qpi
+            As in :meth:`fit`.
+
+        Returns
+        -------
+        estimate : CostEstimate
+            ``print(estimate)`` says it in words; ``estimate.seconds``, ``estimate.peak_memory`` (bytes),
+            ``estimate["batch_removal"].seconds``, and ``estimate.with_epochs(pretraining=50)`` for other epochs.
+
+        Raises
+        ------
+        TypeError, ValueError
+            As :meth:`fit`.
+
+        Notes
+        -----
+        Other work on the machine slows the measured steps down or the fit later on. `memory`, `checkpoint_dir` and
+        `compile` are left out of account: what a cache holds already, the writing of checkpoints, and what compiling
+        takes and saves. Profile alignment is taken to succeed at the first of its `matching_shares`. Memory is that of
+        the training steps: fits of the image classifiers of PublishedRemoval may need more.
+
+        Examples
+        --------
+        >>> from skbegan import PRESETS, BeGANTransformer
+        >>> from skbegan.datasets import make_cell_images
+        >>> cells = make_cell_images(100, 2, 2, 16, random_state=0)
+        >>> estimate = BeGANTransformer(base_width=4, n_features=16).estimate_cost(
+        ...     cells.bf, cells.qpi, cells.batch, cells.cell_type
+        ... )
+        >>> estimate.seconds > estimate.with_epochs(pretraining=10).seconds
+        True
+        """
+        began = perf_counter()
+        config = Config.of(self.get_params(deep=False))
+        dataset = checks.check_fit_input(X_bf, y, batch, cell_type, y_qpi)
+        reference = checks.reference_code(dataset, self.reference_batch)
+        removes = self.removal_epochs > 0 and self._can_remove_batch(dataset)
+        earlier = self._earlier(config, dataset, removes)
+        from skbegan import cost
+
+        took = perf_counter() - began
+        return cost.estimate(config, dataset, removes=removes, reference=reference, earlier=earlier, checks_took=took)
 
     def _can_remove_batch(self, dataset: checks.CellDataset) -> bool:
         if (unknown := int((dataset.cell_type < 0).sum())) and not self.removal.takes_unknown_types:
@@ -313,6 +391,8 @@ def first_argument_by_name(method: Callable[..., Any]) -> Callable[..., Any]:
     def call(self: Any, *args: Any, **kwargs: Any) -> Any:
         if not args and "X_bf" in kwargs:
             args = (kwargs.pop("X_bf"),)
+        if kwargs.get("out") is not None:  # the caller's own array comes back, not a container made of it
+            return inspect.unwrap(method)(self, *args, **kwargs)
         return method(self, *args, **kwargs)
 
     return call

@@ -28,7 +28,8 @@ from skbegan._check_labels import (
     warn_caller,
 )
 from skbegan._foreign import listed, what_reads_it
-from skbegan._lazy import ROWS_AT_ONCE, as_lazy
+from skbegan._lazy import ROWS_AT_ONCE, parts_of
+from skbegan._stored import as_lazy
 
 __all__ = [
     "CellDataset",
@@ -60,7 +61,8 @@ class CellDataset:
     bf, qpi : ndarray of shape (n, S, S) or (n, S, S, C)
         Brightfield and target as given.
     batch, cell_type : ndarray of int, shape (n,)
-        Codes into `batches` and `cell_types`; zeros where no labels were given, -1 for cells of unknown type.
+        Codes into `batches` and `cell_types`, in the smallest dtype that holds them; zeros where no labels were given,
+        -1 for cells of unknown type.
     batches, cell_types : ndarray or None
         Sorted labels, or None where none were given.
     batch_columns : dict of str to ndarray or None
@@ -153,7 +155,7 @@ def _is_column(images: Any) -> bool:
     return hasattr(images, "dtype") and getattr(images.dtype, "kind", "O") == "O" and np.ndim(images) == 1
 
 
-def check_images(images: Any, name: str, shape: tuple[int, ...] | None = None) -> np.ndarray:
+def check_images(images: Any, name: str, shape: tuple[int, ...] | None = None, *, look: bool = True) -> np.ndarray:
     """Return images as a real (n, S, S) or (n, S, S, C) array of finite numbers.
 
     Parameters
@@ -163,6 +165,8 @@ def check_images(images: Any, name: str, shape: tuple[int, ...] | None = None) -
         What the message calls them.
     shape : tuple of int, optional
         The shape of one image that a fitted model asks for.
+    look : bool, default=True
+        Whether to look at the values, which reads all of them where they are floats.
 
     Raises
     ------
@@ -201,7 +205,8 @@ def check_images(images: Any, name: str, shape: tuple[int, ...] | None = None) -
             )
         if array.ndim == 4 and array.shape[3] == 0:
             raise ValueError(f"{name} has no channels: its shape is {array.shape}")
-    _check_finite(array, name)
+    if look:
+        _check_finite(array, name)
     return array
 
 
@@ -225,8 +230,8 @@ def _check_finite(array: np.ndarray, name: str) -> None:
         return
     # Bounded memory, also for a memory map.
     step = max(1, min(ROWS_AT_ONCE, (1 << 22) // max(1, math.prod(array.shape[1:]))))
-    for start in range(0, len(array), step):
-        part = array[start : start + step]
+    for start, stop in parts_of(array, step):
+        part = array[start:stop]
         if kind == "f":
             with np.errstate(invalid="ignore"):
                 good = np.isfinite(part) if size <= 4 else np.abs(part) <= np.finfo(np.float32).max

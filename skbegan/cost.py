@@ -196,7 +196,8 @@ class _Measurement:
         began = time.perf_counter()
         self.config, self.dataset = config, dataset
         self.stages = Stages(config, dataset, np.arange(len(SEEDS)), None, reference, earlier)
-        self.cells, self.validation = self.stages._cells()
+        cells, self.validation = self.stages._cells()
+        self.n_cells, self.cells = len(cells), cells.known  # of streamed cells some are looked at
         self.preparation = time.perf_counter() - began
         self.device = self.stages.device
         self.rng = new_rng(0)
@@ -228,7 +229,7 @@ class _Measurement:
         with _Memory(self.device) as memory:
             plan = pretraining.build(self.config, self.cells, None, engine, start)
             per_epoch = self._epoch(plan, stage.minibatch_size, stage.steps_per_epoch)
-        n_steps = n_minibatches(len(self.cells), stage.minibatch_size, stage.steps_per_epoch)
+        n_steps = n_minibatches(self.n_cells, stage.minibatch_size, stage.steps_per_epoch)
         cost = StageCost(plan.name, stage.epochs, n_steps, 0.0, per_epoch, memory.peak)
         return cost, Start(to_numpy(plan.generator), to_numpy(plan.discriminator))
 
@@ -240,7 +241,7 @@ class _Measurement:
             plan = self._plan(module, start, self._some(4 * removal.minibatch_size), 1)
             plan.begin_epoch(0, self._some(2))
             per_epoch = self._epoch(plan, removal.minibatch_size, removal.steps_per_epoch)
-        n_steps = n_minibatches(len(self.cells), removal.minibatch_size, removal.steps_per_epoch)
+        n_steps = n_minibatches(self.n_cells, removal.minibatch_size, removal.steps_per_epoch)
         per_epoch += renewal / removal.refresh_epochs
         costs = [StageCost(plan.name, removal.epochs, n_steps, once, per_epoch, memory.peak)]
         if config.removal.method.aligns_profile:
@@ -379,7 +380,7 @@ class _Measurement:
         first = self._timed(step)
         for _ in range(min(16, int(_LONGEST / max(first, 1e-6)))):  # until the alignment's memory of features is full
             step()
-        seconds = n_minibatches(len(self.cells), size, steps_per_epoch) * self._seconds(step, first) + copying
+        seconds = n_minibatches(self.n_cells, size, steps_per_epoch) * self._seconds(step, first) + copying
         if self.validation is not None:
             held_out = self.validation
             positions = torch.arange(min(len(held_out), max(size, 64)))

@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from skbegan._codes import counted
+
 
 @dataclass(frozen=True, eq=False)
 class Design:
@@ -39,13 +41,8 @@ class Design:
         n_batches, n_cell_types : int
         reference : int, default=0
         """
-        unlabelled = None
-        if not (known := cell_type >= 0).all():
-            unlabelled = np.bincount(batch[~known], minlength=n_batches)
-            batch, cell_type = batch[known], cell_type[known]
-        codes = cell_type.astype(np.int64) * n_batches + batch
-        counts = np.bincount(codes, minlength=n_cell_types * n_batches).reshape(n_cell_types, n_batches)
-        return cls(counts, reference, unlabelled)
+        counts, unlabelled = counted(cell_type, n_cell_types, batch, n_batches)
+        return cls(counts, reference, unlabelled if unlabelled.any() else None)
 
     @property
     def n_cell_types(self) -> int:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from time import perf_counter
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from sklearn.base import ClassNamePrefixFeaturesOutMixin, TransformerMixin
@@ -16,9 +15,6 @@ from sklearn.utils.validation import check_is_fitted
 from skbegan import checks
 from skbegan._model_estimator import ModelEstimator, first_argument_by_name
 from skbegan.config import Config, OnlineRemoval, ProfileAlignment, RemovalMethod
-
-if TYPE_CHECKING:
-    from skbegan.cost import CostEstimate
 
 __all__ = ["BeGANTransformer"]
 
@@ -189,7 +185,7 @@ class BeGANTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ModelE
     # argument for metadata too, since it is not called X.
     __metadata_request__fit = _REQUESTS
     __metadata_request__score = _REQUESTS
-    __metadata_request__transform = {"X_bf": UNUSED}  # noqa: RUF012
+    __metadata_request__transform = {"X_bf": UNUSED, "out": UNUSED}  # noqa: RUF012
 
     def __init__(
         self,
@@ -337,60 +333,6 @@ class BeGANTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ModelE
         fitted.remove_checkpoints()
         return self
 
-    def estimate_cost(
-        self, X_bf: Any, y: Any = None, batch: Any = None, cell_type: Any = None, *, y_qpi: Any = None
-    ) -> CostEstimate:
-        """Say what a fit with these arguments would cost: time of each stage, and memory.
-
-        A few real steps of each stage are run on the given cells, on the device and in the precision of a fit, and
-        extrapolated to all epochs, validation, and profile alignment. That takes from seconds, for small networks, to
-        some minutes for those of the published size on a CPU. Neither the estimator nor the cells are changed.
-
-        Parameters
-        ----------
-        X_bf, y, batch, cell_type, y_qpi
-            As in :meth:`fit`.
-
-        Returns
-        -------
-        estimate : CostEstimate
-            ``print(estimate)`` says it in words; ``estimate.seconds``, ``estimate.peak_memory`` (bytes),
-            ``estimate["batch_removal"].seconds``, and ``estimate.with_epochs(pretraining=50)`` for other epochs.
-
-        Raises
-        ------
-        TypeError, ValueError
-            As :meth:`fit`.
-
-        Notes
-        -----
-        Other work on the machine slows the measured steps down or the fit later on. `memory`, `checkpoint_dir` and
-        `compile` are left out of account: what a cache holds already, the writing of checkpoints, and what compiling
-        takes and saves. Profile alignment is taken to succeed at the first of its `matching_shares`. Memory is that of
-        the training steps: fits of the image classifiers of PublishedRemoval may need more.
-
-        Examples
-        --------
-        >>> from skbegan import PRESETS, BeGANTransformer
-        >>> from skbegan.datasets import make_cell_images
-        >>> cells = make_cell_images(100, 2, 2, 16, random_state=0)
-        >>> estimate = BeGANTransformer(base_width=4, n_features=16).estimate_cost(
-        ...     cells.bf, cells.qpi, cells.batch, cells.cell_type
-        ... )
-        >>> estimate.seconds > estimate.with_epochs(pretraining=10).seconds
-        True
-        """
-        began = perf_counter()
-        config = Config.of(self.get_params(deep=False))
-        dataset = checks.check_fit_input(X_bf, y, batch, cell_type, y_qpi)
-        reference = checks.reference_code(dataset, self.reference_batch)
-        removes = self.removal_epochs > 0 and self._can_remove_batch(dataset)
-        earlier = self._earlier(config, dataset, removes)
-        from skbegan import cost
-
-        took = perf_counter() - began
-        return cost.estimate(config, dataset, removes=removes, reference=reference, earlier=earlier, checks_took=took)
-
     def fit_transform(
         self, X_bf: Any, y: Any = None, batch: Any = None, cell_type: Any = None, *, y_qpi: Any = None
     ) -> Any:
@@ -399,13 +341,17 @@ class BeGANTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ModelE
 
     # Using what was learned ---------------------------------------------------------------------------------------
 
-    def transform(self, X_bf: Any) -> Any:
+    def transform(self, X_bf: Any, *, out: Any = None) -> Any:
         """Return the profile of each cell; runs the decoder too, unless ``profile__descriptor_share`` is 0.
 
         Parameters
         ----------
         X_bf : array-like of shape (n_cells, side, side) or (n_cells, side, side, n_channels)
-            Brightfield images like those of fit.
+            Brightfield images like those of fit. Of an array of dask the result is one too, and nothing is computed
+            before it is asked for.
+        out : array, memory map, h5py.Dataset or zarr.Array of shape (n_cells, n_features), default=None
+            Where to write the profiles, block by block, in float32 or float64; it is returned as it is, whatever
+            `set_output` says. Where a call was stopped, the same call goes on, see Notes.
 
         Returns
         -------
@@ -419,9 +365,16 @@ class BeGANTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ModelE
         NotFittedError
             Before fit.
         ValueError
-            For images of another shape than in fit, or not finite.
+            For images of another shape than in fit, or not finite, or an `out` of another shape or dtype; before any
+            work, but for an array of dask, whose values are checked when they are computed.
+
+        Notes
+        -----
+        How far `out` was written is noted after each block, with fingerprints of model and images: in an attribute
+        ``skbegan_written`` of a data set of h5py or an array of zarr, in a file ``NAME.skbegan_written.json`` beside a
+        memory map. The note is removed at the end. An array in memory is written from the start.
         """
-        return self._predict(X_bf, "features")
+        return self._predict(X_bf, "features", out)
 
     def score(self, X_bf: Any, y: Any = None, batch: Any = None, cell_type: Any = None, *, y_qpi: Any = None) -> float:
         """Return how well batch is removed and biology kept in these cells; greater is better.

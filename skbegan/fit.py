@@ -16,6 +16,7 @@ import joblib
 import numpy as np
 
 from skbegan._lazy import LazyRows
+from skbegan._stored import ArrayRows, map_stamp
 from skbegan._together import agreed_split, check_arguments
 from skbegan._turns import turn
 from skbegan._version import training_code, versions
@@ -30,6 +31,8 @@ from skbegan.core.plans import pretraining, profile
 from skbegan.core.plans.pretraining import Start
 from skbegan.data.cells import Cells, Split
 from skbegan.data.source import Scaling, value_range
+from skbegan.data.splitting import split_validation
+from skbegan.data.stream import as_rows, draw_stream, has_to_stream, kept_if_few
 from skbegan.design import Design
 from skbegan.model import FittedModel
 from skbegan.restyling import TargetStyles
@@ -132,15 +135,14 @@ class Stages:
         earlier: FittedModel | None,
         group: Group = ALONE,
     ) -> None:
-        self.config, self.dataset, self.memory, self.earlier = config, dataset, memory, earlier
+        self.config, self.memory, self.earlier = config, memory, earlier
         self.group = group
         self.device = resolve_device(own_device(config.runtime.device))
         self.dtype = resolve_precision(config.runtime.precision, self.device, config.architecture.base_width)
         self.seeds = dict(zip(SEEDS, draws.tolist(), strict=True))
-        rows = split_validation(dataset.batch, dataset.cell_type, config.validation_fraction, self.seeds["split"])
-        self.split = agreed_split(group, self._split(*rows), config.removal.minibatch_size)
-        batch, cell_type = dataset.batch[rows[0]], dataset.cell_type[rows[0]]
-        self.design = Design.of(batch, cell_type, dataset.n_batches, dataset.n_cell_types, reference)
+        self.dataset, split = self._split(dataset)
+        self.split = agreed_split(group, split, config.removal.minibatch_size)
+        self.design = self._design(reference)
         self.history: dict[str, Any] = {}
         self.events: list[Event] = []
         self.results: dict[str, StageResult] = {}  # of this fit
@@ -238,9 +240,10 @@ class Stages:
         names = {"order": "removal order", "dropout": "removal dropout", "classifiers": "classifiers"}
         engine = self._engine({name: self.seeds[seed] for name, seed in names.items()})
         cells, validation = self._cells()
-        plan = importlib.import_module(config.removal.method.plan).build(config, cells, self.design, engine, start)
+        known = cells.known
+        plan = importlib.import_module(config.removal.method.plan).build(config, known, self.design, engine, start)
         if config.runtime.compile:
-            compile_networks(plan, cells, config.removal.minibatch_size)
+            compile_networks(plan, known, config.removal.minibatch_size)
         try:
             result = run_stage(
                 plan,
@@ -270,7 +273,7 @@ class Stages:
     def _align_profile(self, model: FittedModel) -> FittedModel:
         engine = self._engine({"classifiers": self.seeds["classifiers"]})
         cells, validation = self._cells()
-        plan = profile.build(self.config, cells, self.design, engine, Start(model.weights, {}))
+        plan = profile.build(self.config, cells.known, self.design, engine, Start(model.weights, {}))
         labels = (
             range(self.dataset.n_cell_types) if self.dataset.cell_types is None else self.dataset.cell_types.tolist()
         )
@@ -337,17 +340,36 @@ class Stages:
         self.events += result.events
         self.results[stage] = result
 
-    def _split(self, train_rows: np.ndarray, validation_rows: np.ndarray) -> Split:
-        per_image = self.config.architecture.standardize == "image"
+    def _split(self, dataset: CellDataset) -> tuple[CellDataset, Split]:
+        """Return the cells, those that are kept in memory read, and which are trained on and which held out."""
+        fraction, seed, stream = self.config.validation_fraction, self.seeds["split"], None
+        images = as_rows(dataset.bf), as_rows(dataset.qpi)
+        if has_to_stream(*images):
+            stream, kept, train_rows = draw_stream(*images, dataset.batch, dataset.cell_type, fraction, seed)
+            dataset, validation_rows = replace(dataset, bf=kept[0], qpi=kept[1]), stream.held_out
+        else:
+            dataset = replace(dataset, bf=kept_if_few(dataset.bf), qpi=kept_if_few(dataset.qpi))
+            train_rows, validation_rows = split_validation(dataset.batch, dataset.cell_type, fraction, seed)
         if self.earlier is not None:
-            return Split(train_rows, validation_rows, self.earlier.bf_scaling, self.earlier.target_scaling, per_image)
-        bf_scaling, target_scaling = (
-            Scaling.of(images, train_rows)
-            if self.config.architecture.standardize
-            else Scaling.identity(1 if images.ndim == 3 else images.shape[3])
-            for images in (self.dataset.bf, self.dataset.qpi)
-        )
-        return Split(train_rows, validation_rows, bf_scaling, target_scaling, per_image)
+            scalings = [self.earlier.bf_scaling, self.earlier.target_scaling]
+        else:
+            scalings = [
+                Scaling.of(images, train_rows)
+                if self.config.architecture.standardize
+                else Scaling.identity(1 if images.ndim == 3 else images.shape[3])
+                for images in (dataset.bf, dataset.qpi)
+            ]
+        per_image = self.config.architecture.standardize == "image"
+        return dataset, Split(train_rows, validation_rows, scalings[0], scalings[1], per_image, stream)
+
+    def _design(self, reference: int) -> Design:
+        """Return the design of the training cells."""
+        data, split = self.dataset, self.split
+        sizes = data.n_batches, data.n_cell_types, reference
+        if split.stream is None:
+            return Design.of(data.batch[split.train_rows], data.cell_type[split.train_rows], *sizes)
+        held_out = Design.of(data.batch[split.validation_rows], data.cell_type[split.validation_rows], *sizes)
+        return replace(held_out, counts=Design.of(data.batch, data.cell_type, *sizes).counts - held_out.counts)
 
     def _go_on_from(self, earlier: FittedModel) -> None:
         self.history = {name: part for name, part in earlier.history.items() if name not in _NO_STAGES}
@@ -424,12 +446,12 @@ def pretrain(
     precision, compiled, device = runtime
     where = resolve_device(device)
     engine = Engine(where, resolve_precision(precision, where, architecture.base_width), seeds, group)
-    no_labels = np.zeros(len(bf), dtype=np.int64)
+    no_labels = np.zeros(len(bf), dtype=np.uint8)
     cells, validation = Cells.of_split(bf, target, no_labels, no_labels, split, engine.device, engine.dtype)
     config = Config(architecture, stage)
-    plan = pretraining.build(config, cells, None, engine, start)
+    plan = pretraining.build(config, cells.known, None, engine, start)
     if compiled:
-        compile_networks(plan, cells, stage.minibatch_size)
+        compile_networks(plan, cells.known, stage.minibatch_size)
     return run_stage(
         plan,
         cells,
@@ -460,36 +482,7 @@ def _whole_pretraining(key: str, images: Any, stage_1: Any, options: Mapping[str
 
 
 def _key(images: Any) -> Any:
-    """Return what stands for images where a fit is known by what it depends on: arrays themselves, or a digest."""
-    return images.digest() if isinstance(images, LazyRows) else images
-
-
-def split_validation(
-    batch: np.ndarray, cell_type: np.ndarray, fraction: float, seed: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """Split the cells at random into training and validation rows, stratified by batch and cell type.
-
-    Every group of batch and cell type gives the rounded fraction of its cells, and keeps at least one for training; the
-    groups with the largest remainders make up what rounding loses. Both sets are in random order. At least two cells
-    are trained on, and a single cell is not held out: BatchNorm has no statistics of one.
-    """
-    rng = np.random.RandomState(seed)
-    order = rng.permutation(len(batch))
-    groups = np.unique(np.stack([batch, cell_type]), axis=1, return_inverse=True)[1].ravel()[order]
-    sizes = np.bincount(groups)
-    wanted = sizes * fraction
-    counts = np.floor(wanted).astype(int)
-    lacking = round(wanted.sum()) - counts.sum()
-    by_remainder = np.argsort(-(wanted - counts), kind="stable")
-    by_remainder = by_remainder[sizes[by_remainder] >= 2]
-    counts[by_remainder[: max(0, lacking)]] += 1
-    counts = np.minimum(counts, sizes - 1)
-    if counts.sum() > len(batch) - 2:
-        counts[counts.argmax()] -= 1
-    if counts.sum() == 1:
-        counts[:] = 0
-    rank = np.empty(len(order), dtype=int)  # of each cell within its group, in the random order
-    sorted_by_group = np.argsort(groups, kind="stable")
-    rank[sorted_by_group] = np.arange(len(order)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
-    held_out = rank < counts[groups]
-    return order[~held_out], order[held_out]
+    """Return what stands for images where a fit is known by what it depends on: arrays themselves, or a fingerprint."""
+    if not isinstance(images, LazyRows) and map_stamp(images) is not None:
+        images = ArrayRows(images)
+    return images.fingerprint() if isinstance(images, LazyRows) else images

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import hashlib
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from skbegan._lazy import spread_rows
 from skbegan.config import Config
 
 if TYPE_CHECKING:
@@ -21,7 +23,7 @@ if TYPE_CHECKING:
 
 FAR = 2.0  # times the range of training, beyond either end: more than instruments differ by
 FAINT = 50.0  # times narrower than the range of training
-MAX_CHECKED = 4096  # training cells whose outputs are checked before a fit returns its model
+MAX_CHECKED = 4096  # cells: those whose outputs are checked before a fit returns, and lazy ones whose units are
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,6 +80,18 @@ class FittedModel:
     def n_features(self) -> int:
         """Length of the profile."""
         return int(self.weights["bottleneck.weight"].shape[0])
+
+    def fingerprint(self) -> str:
+        """Return a digest of all that predictions depend on."""
+        found = hashlib.blake2b(repr((self.image_shape, self.target_shape, self._per_image)).encode(), digest_size=16)
+        for name, values in sorted(self.weights.items()):
+            found.update(f"{name} {values.dtype} {values.shape}".encode() + np.ascontiguousarray(values).tobytes())
+        if self.styles is not None:
+            for name, values in sorted(vars(self.styles).items()):
+                found.update(name.encode() + np.ascontiguousarray(values).tobytes())
+        for values in (*self.bf_scaling, *self.target_scaling):
+            found.update(np.asarray(values, dtype=np.float64).tobytes())
+        return found.hexdigest()
 
     def predict(
         self,
@@ -180,6 +194,8 @@ class FittedModel:
     def foreign_units(self, bf: np.ndarray) -> str | None:
         """Say that brightfields lie far outside of the range that was trained on, naming both, or return None.
 
+        Of lazy images at most `MAX_CHECKED` cells from all over are looked at.
+
         Parameters
         ----------
         bf : ndarray of shape (n, *image_shape)
@@ -188,7 +204,7 @@ class FittedModel:
             return None
         from skbegan.data.source import value_range
 
-        found = value_range(bf, np.arange(len(bf)))
+        found = value_range(bf, spread_rows(bf, MAX_CHECKED))
         for channel, (low, high, new_low, new_high) in enumerate(zip(*self.bf_range, *found, strict=True)):
             span = high - low
             far = new_low < low - FAR * span or new_high > high + FAR * span

@@ -21,6 +21,7 @@ import torch.multiprocessing as mp
 from skbegan import PUBLISHED, BeGANTransformer, OnlineRemoval
 from skbegan.core.networks import generator_of
 from skbegan.core.plans.pretraining import PretrainingPlan
+from skbegan.data import stream
 from skbegan.data.source import ImageSource
 from skbegan.datasets import make_cell_images
 
@@ -147,6 +148,33 @@ def resumed(rank: int, folder: Path) -> Any:
     return fit(EVERYTHING, checkpoint_dir=folder / "begun")
 
 
+class Stored:
+    """Images in blocks of ten, none of which is to be read for a single cell."""
+
+    def __init__(self, pixels: np.ndarray) -> None:
+        self.pixels, self.shape, self.dtype = pixels, pixels.shape, pixels.dtype
+
+    def read(self, rows: np.ndarray) -> np.ndarray:
+        return self.pixels[rows]
+
+    def blocks(self) -> np.ndarray:
+        return np.append(np.arange(0, len(self.pixels), 10), len(self.pixels))
+
+    def fingerprint(self) -> str:
+        return "stored"
+
+
+def streamed(rank: int, folder: Path) -> Any:
+    """Cells that do not fit into memory, as far as the fit is told."""
+    data, before = cells(), stream.BUFFER_BYTES
+    stream.BUFFER_BYTES = 1
+    try:
+        data.bf, data.qpi = Stored(data.bf), Stored(data.qpi)
+        return fit(EVERYTHING, of=data, steps_per_epoch=3)
+    finally:
+        stream.BUFFER_BYTES = before
+
+
 def stopped(rank: int, folder: Path) -> Any:
     """Only the first process has a callback."""
     return fit(STAGE_1, callback=(lambda info: True) if rank == 0 else None, random_state=None)
@@ -202,7 +230,7 @@ def cached(rank: int, folder: Path) -> Any:
     return {"fits": found, "epochs told": len(told)}
 
 
-ALL = (everything, published, resumed, stopped, failed, refused, interrupted, diverged, local, cached)
+ALL = (everything, published, resumed, streamed, stopped, failed, refused, interrupted, diverged, local, cached)
 
 
 # Starting them --------------------------------------------------------------------------------------------------------

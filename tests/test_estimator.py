@@ -126,7 +126,7 @@ def test_large_sets_are_inferred_in_chunks(fitted, cells, monkeypatch):
     from skbegan.core import inference
 
     features = fitted.transform(cells.bf)
-    monkeypatch.setattr(inference, "chunk_size", lambda side: 7)
+    monkeypatch.setattr(inference, "chunk_size", lambda *_: 7)
     np.testing.assert_allclose(fitted.transform(cells.bf), features, rtol=1e-4, atol=1e-4)
 
 

@@ -16,7 +16,8 @@ import zarr
 from numpy.typing import NDArray
 
 from skbegan import BeGANTransformer, checks, fit
-from skbegan._lazy import ROWS_AT_ONCE, LazyRows, as_lazy, runs
+from skbegan._lazy import ROWS_AT_ONCE, LazyRows, runs
+from skbegan._stored import as_lazy
 from skbegan.datasets import make_cell_images
 
 N, SIDE = 300, 16
@@ -67,7 +68,7 @@ def test_rows_are_those_of_the_array(stored, arrays):
     np.testing.assert_array_equal(np.asarray(images), arrays.bf)
     again = pickle.loads(pickle.dumps(images))
     np.testing.assert_array_equal(again[[8, 2]], arrays.bf[[8, 2]])
-    assert again.digest() == images.digest()
+    assert again.fingerprint() == images.fingerprint()
 
 
 def test_a_fit_reads_rows_and_equals_that_of_arrays(stored, arrays, monkeypatch):

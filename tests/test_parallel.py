@@ -38,7 +38,7 @@ def two(tmp_path_factory: pytest.TempPathFactory) -> Any:
 @pytest.fixture(scope="module")
 def one() -> Any:
     """The fits of one process."""
-    return {job.__name__: job(0, Path()) for job in (processes.everything, processes.published)}
+    return {job.__name__: job(0, Path()) for job in (processes.everything, processes.published, processes.streamed)}
 
 
 def apart(one: dict[str, Any], other: dict[str, Any], stage: str) -> dict[str, float]:
@@ -56,14 +56,14 @@ def same_model(a: dict[str, Any], b: dict[str, Any]) -> bool:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["everything", "published", "resumed"])
+@pytest.mark.parametrize("kind", ["everything", "published", "resumed", "streamed"])
 def test_two_processes_equal_one(one, two, kind):
     """In float64, so that nothing but a different order of sums is between them.
 
     Differences grow from step to step: at most 1e-13 of a loss in the last epoch. Weights before a BatchNorm are no
     measure: their biases have no effect, and move as rounding has it.
     """
-    expected = one["published" if kind == "published" else "everything"]
+    expected = one["everything" if kind == "resumed" else kind]
     for found in (results[kind] for results in two):
         assert max(apart(expected, found, "pretraining").values()) < 1e-12
         assert max(apart(expected, found, "batch_removal").values()) < 1e-12

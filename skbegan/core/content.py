@@ -50,15 +50,20 @@ class DescriptorLoss:
             descriptors.calibrate(sign, raw)
             values = descriptors.standardise(raw)
             # Whatever orientation a cell is shown in, its descriptors are the same: they are measured once.
-            self.values = values - styles.batch_effects(values, cells)[cells.batch]
+            effects = styles.batch_effects(values, cells)
+            self.values = values - effects[cells.batch]
+        self._styles, self._descriptors, self._effects = styles, descriptors, effects
         head = new_network(nn.Linear, n_features, values.shape[1], rng=engine.rngs["classifiers"])
         self.head: nn.Linear = engine.place(head)
         engine.optimize(HEAD, self.head.parameters(), HEAD_LEARNING_RATE)
 
     def wanted(self, cells: Minibatch) -> Tensor:
-        """Return the descriptors of the cells of a minibatch of training cells, of all processes."""
-        assert cells.whole.position is not None
-        return self.values[cells.whole.position].to(cells.target.dtype)
+        """Return the descriptors of the cells of a minibatch of training cells as stored, those of all processes."""
+        if cells.whole.position is not None:
+            return self.values[cells.whole.position].to(cells.target.dtype)
+        with torch.no_grad():  # streamed cells, too many for a table
+            values = self._descriptors(self._styles.canonical_target(cells)) - self._effects[cells.batch]
+            return self.engine.group.gather(values.to(cells.target.dtype))
 
     def update(self, features: Tensor, wanted: Tensor) -> Tensor:
         """Take one step of the head, on features that stay."""

@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from skbegan._lazy import in_order
 from skbegan.core.engine import autocast
 from skbegan.core.networks import Decoding, Encoding, Generator, untracked
 from skbegan.data.source import ImageSource
 
 PIXELS_PER_CHUNK = 1 << 18  # 16 cells of side 128: enough to keep the cores busy, and little enough for their caches
+PIXELS_ON_CARD = 1 << 24  # 1024 cells of side 128: copies and launches cost little beside the work
 
 
-def chunk_size(side: int) -> int:
-    """Cells per chunk: a constant number of pixels, whatever the side, and at most 256 cells."""
+def chunk_size(side: int, device: torch.device | None = None) -> int:
+    """Cells per chunk: a constant number of pixels, whatever the side; on a CPU, the default, at most 256 cells."""
+    if device is not None and device.type == "cuda":
+        return int(max(1, PIXELS_ON_CARD // side**2))
     return int(max(1, min(256, PIXELS_PER_CHUNK // side**2)))
 
 
@@ -121,7 +126,8 @@ def infer(
     if minibatch_size is None:
         generator.eval()
         with torch.inference_mode():
-            return _in_chunks(run, source, chunk_size(generator.side), torch.float32 if folded else dtype)
+            size = chunk_size(generator.side, source.device)
+            return _in_chunks(run, source, size, torch.float32 if folded else dtype)
     if folded:
         raise ValueError("a folded generator has no statistics of minibatches")
     generator.train()
@@ -133,12 +139,91 @@ def infer(
 
 def _in_chunks(run: Callable[[Tensor], Tensor], source: ImageSource, size: int, dtype: torch.dtype) -> np.ndarray:
     out: np.ndarray | None = None
-    for start in range(0, len(source), size):
-        images = source.take(slice(start, start + size))
-        with autocast(images.device, dtype):
-            values = run(images).to(torch.float32).cpu().numpy()
+    start = 0
+    for values in (_on_card if source.device.type == "cuda" else _on_cpu)(run, source, size, dtype):
         if out is None:
             out = np.empty((len(source), *values.shape[1:]), dtype=np.float32)
-        out[start : start + size] = values
+        out[start : start + len(values)] = values
+        start += len(values)
     assert out is not None
     return out
+
+
+def _on_cpu(
+    run: Callable[[Tensor], Tensor], source: ImageSource, size: int, dtype: torch.dtype
+) -> Iterator[np.ndarray]:
+    for part in in_order(source.images, size):
+        images = source.on_device(source.staged(part))
+        with autocast(images.device, dtype):
+            yield run(images).to(torch.float32).numpy()
+
+
+def _on_card(
+    run: Callable[[Tensor], Tensor], source: ImageSource, size: int, dtype: torch.dtype
+) -> Iterator[np.ndarray]:
+    """Yield results chunk by chunk; images go up, and results come back, while another chunk is computed.
+
+    Two buffers in pinned memory each way: one is copied while the host fills, or empties, the other.
+    """
+    device, copies = source.device, torch.cuda.Stream(source.device)
+    computing = torch.cuda.current_stream(device)
+    up, down = _Buffers(), _Buffers()
+
+    def upload(part: np.ndarray, index: int) -> tuple[Tensor, torch.cuda.Event]:
+        staged = source.staged(part)
+        host = up.of(index, staged.shape, staged.dtype)
+        host.copy_(staged)
+        with torch.cuda.stream(copies):
+            images = host.to(device, non_blocking=True)
+            up.copied[index % 2] = copies.record_event()
+        return images, up.copied[index % 2]
+
+    parts = in_order(source.images, size)
+    arrived: tuple[Tensor, torch.cuda.Event] | None = upload(next(parts), 0)
+    index = 0
+    while arrived is not None:
+        images, there = arrived
+        computing.wait_event(there)
+        images.record_stream(computing)  # its memory is not given away before it was read
+        with autocast(device, dtype):
+            values = run(source.on_device(images)).to(torch.float32)
+        computed = computing.record_event()
+        part = next(parts, None)
+        arrived = None if part is None else upload(part, index + 1)
+        host = down.of(index, values.shape, torch.float32)
+        copies.wait_event(computed)
+        with torch.cuda.stream(copies):
+            host.copy_(values, non_blocking=True)
+            down.copied[index % 2] = copies.record_event()
+        values.record_stream(copies)
+        if index:
+            yield down.ready(index - 1)
+        index += 1
+    yield down.ready(index - 1)
+
+
+class _Buffers:
+    """Two buffers in pinned memory that are used in turn, and when the last copy from or to each is done."""
+
+    def __init__(self) -> None:
+        self.memory: list[Tensor | None] = [None, None]
+        self.used: list[Tensor | None] = [None, None]
+        self.copied: list[Any] = [None, None]
+
+    def of(self, index: int, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+        """Return a buffer of a shape, which no copy uses any more; shapes after the first have no more rows."""
+        which = index % 2
+        if self.copied[which] is not None:
+            self.copied[which].synchronize()
+        if (memory := self.memory[which]) is None:
+            memory = self.memory[which] = torch.empty(tuple(shape), dtype=dtype).pin_memory()
+        used = self.used[which] = memory[: shape[0]]
+        return used
+
+    def ready(self, index: int) -> np.ndarray:
+        """Return what was copied into a buffer, when it is there."""
+        which = index % 2
+        self.copied[which].synchronize()
+        used = self.used[which]
+        assert used is not None
+        return used.numpy()

@@ -25,8 +25,10 @@ from skbegan.core.networks import Discriminator, Generator, Weights, frozen, sna
 from skbegan.core.parallel import Group, Interrupts
 from skbegan.data.cells import Cells, Minibatch
 from skbegan.data.sampler import Sampler, in_order
+from skbegan.data.stream import StreamSampler
 
 State = dict[str, Tensor]
+AnySampler = Sampler | StreamSampler
 MAX_ROLLBACKS = 3
 
 
@@ -180,7 +182,7 @@ def run_stage(
         When no epoch ended with finite losses and weights, whatever the learning rate.
     """
     checkpoint, group = checkpoint or Checkpoint(None), plan.engine.group
-    sampler = Sampler(len(cells), minibatch_size, plan.engine.rngs["order"], steps_per_epoch)
+    sampler = cells.sampler(minibatch_size, plan.engine.rngs["order"], steps_per_epoch)
     reached, first_epoch = _begun(plan, sampler, checkpoint, epochs)
     interrupted = stopped = False
     name, total, done = plan.name.replace("_", " "), epochs * sampler.n_steps, first_epoch * sampler.n_steps
@@ -221,7 +223,7 @@ def run_stage(
     return _ended(plan, reached, epochs, interrupted, stopped)
 
 
-def _begun(plan: Plan, sampler: Sampler, checkpoint: Checkpoint, epochs: int) -> tuple[_Reached, int]:
+def _begun(plan: Plan, sampler: AnySampler, checkpoint: Checkpoint, epochs: int) -> tuple[_Reached, int]:
     """Return what there is before the first epoch that is to be run, and which that is."""
     state = plan.engine.group.from_first(lambda: checkpoint.read(plan.name, epochs))
     if state is None:
@@ -234,7 +236,7 @@ def _asked(callback: Callback | None, info: EpochInfo) -> bool:
 
 
 def _written(
-    checkpoint: Checkpoint, plan: Plan, sampler: Sampler, epoch: int, reached: _Reached, stopped: bool
+    checkpoint: Checkpoint, plan: Plan, sampler: AnySampler, epoch: int, reached: _Reached, stopped: bool
 ) -> str | None:
     """Write a checkpoint in the first process; return what went wrong."""
     return plan.engine.group.from_first(
@@ -269,12 +271,12 @@ def _run_epoch(
     validation: Cells | None,
     epoch: int,
     epochs: int,
-    sampler: Sampler,
+    sampler: AnySampler,
     bar: Progress,
     interrupts: Interrupts,
 ) -> tuple[dict[str, float], dict[str, float]]:
     """Train for an epoch and validate; return the means of training and of validation losses."""
-    plan.begin_epoch(epoch, cells)
+    plan.begin_epoch(epoch, cells.known)
     losses, held_out, group = _Sums(), _Sums(), plan.engine.group
     for index, positions in enumerate(sampler.epoch()):
         minibatch = cells.take(positions, group.rank, group.world)
@@ -387,7 +389,7 @@ def _roll_back(plan: Plan, reached: _Reached, epoch: int, faults: list[str]) -> 
     plan.events.append(Event(plan.name, message))
 
 
-def _capture(plan: Plan, sampler: Sampler, epoch: int, reached: _Reached) -> dict[str, Any]:
+def _capture(plan: Plan, sampler: AnySampler, epoch: int, reached: _Reached) -> dict[str, Any]:
     return {
         "stage": plan.name,
         "epoch": epoch,
@@ -405,7 +407,7 @@ def _capture(plan: Plan, sampler: Sampler, epoch: int, reached: _Reached) -> dic
     }
 
 
-def _resumed(plan: Plan, sampler: Sampler, state: dict[str, Any], checkpoint: Checkpoint) -> _Reached:
+def _resumed(plan: Plan, sampler: AnySampler, state: dict[str, Any], checkpoint: Checkpoint) -> _Reached:
     """Take up a state, or raise ValueError if it is that of other networks."""
     try:
         shapes = {name: value.shape for name, value in plan.generator.state_dict().items()}

@@ -9,7 +9,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from skbegan.data.sampler import Sampler
 from skbegan.data.source import ImageSource, Scaling
+from skbegan.data.stream import RowBuffer, RowsExcept, Stream, StreamSampler, as_rows
+from skbegan.design import Design
 
 
 class Whole(NamedTuple):
@@ -49,13 +52,17 @@ class Minibatch:
 
 
 class Split(NamedTuple):
-    """Which cells are trained on and which held out, and the standardisation measured on the former."""
+    """Which cells are trained on and which held out, and the standardisation measured on the former.
+
+    Where cells are streamed, `train_rows` are those of them that are measured and stay in memory.
+    """
 
     train_rows: np.ndarray
     validation_rows: np.ndarray
     bf_scaling: Scaling
     target_scaling: Scaling
     per_image: bool = False  # whether brightfields are standardised one by one as well
+    stream: Stream | None = None  # all that are trained on, where they do not fit into memory
 
 
 class Cells:
@@ -93,11 +100,28 @@ class Cells:
             ImageSource(bf, split.bf_scaling, device, dtype, split.per_image),
             ImageSource(target, split.target_scaling, device, dtype),
         )
-        for source in sources:
-            source.keep_on_device()
-        cells = cls(*sources, batch, cell_type, split.train_rows)
+        if split.stream is None:
+            for source in sources:
+                source.keep_on_device()
+        kind = cls if split.stream is None else _Sample
+        cells = kind(*sources, batch, cell_type, split.train_rows)
         held_out = cls(*sources, batch, cell_type, split.validation_rows) if len(split.validation_rows) else None
+        if split.stream is not None:
+            return StreamedCells(cells, batch, cell_type, split.stream), held_out
         return cells, held_out
+
+    @property
+    def known(self) -> Cells:
+        """Those of the cells that are measured, such as their batch styles: all of them."""
+        return self
+
+    def design(self, of_all: Design) -> Design:
+        """Return the design of these cells, given that of all training cells."""
+        return of_all
+
+    def sampler(self, size: int, rng: torch.Generator, steps: int | None = None) -> Sampler | StreamSampler:
+        """Return what draws minibatches of `size`, see :class:`~skbegan.data.sampler.Sampler`."""
+        return Sampler(len(self), size, rng, steps)
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -129,6 +153,58 @@ class Cells:
             part_of = Whole(batch, cell_type, place, start)
             batch, cell_type, place = (codes[start : start + size] for codes in (batch, cell_type, place))
         return Minibatch(self.bf.take(rows), self.target.take(rows), batch, cell_type, place, part_of)
+
+
+class StreamedCells(Cells):
+    """Training cells that do not fit into memory: minibatches come from a buffer that a thread fills.
+
+    Parameters
+    ----------
+    known : Cells
+        A sample of them, in memory.
+    batch, cell_type : ndarray of int, shape (n,)
+        Codes of all images.
+    stream : Stream
+    """
+
+    def __init__(self, known: Cells, batch: np.ndarray, cell_type: np.ndarray, stream: Stream) -> None:
+        self.bf, self.target, self._known, self.stream = known.bf, known.target, known, stream
+        self._codes = batch, cell_type
+        self._rows = RowsExcept(len(batch), stream.held_out)
+        self._buffer: RowBuffer | None = None
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    @property
+    def known(self) -> Cells:
+        return self._known
+
+    def sampler(self, size: int, rng: torch.Generator, steps: int | None = None) -> StreamSampler:
+        stream = self.stream.enough_for(size)
+        sources = tuple(as_rows(source.images) for source in (self.bf, self.target))
+        self._buffer = RowBuffer(sources, self._rows, stream.slots)
+        return StreamSampler(stream, self._buffer, size, rng, steps)
+
+    def take(self, indices: Tensor, rank: int = 0, world: int = 1) -> Minibatch:
+        """Return the cells at `indices`, see :meth:`Cells.take`; those of the minibatch drawn last are in memory."""
+        assert self._buffer is not None, "the cells of a stream are drawn by its sampler"
+        size = len(indices) // world
+        own = slice(rank * size, (rank + 1) * size)
+        images = self._buffer.take(indices[own].numpy())
+        rows = self._rows[indices.numpy()]
+        whole = [torch.from_numpy(codes[rows].astype(np.int64)).to(self.bf.device) for codes in self._codes]
+        part_of = Whole(whole[0], whole[1], None, own.start) if world > 1 else None
+        pair = [s._convert(x) for s, x in zip((self.bf, self.target), images, strict=True)]
+        return Minibatch(pair[0], pair[1], whole[0][own], whole[1][own], None, part_of)
+
+
+class _Sample(Cells):
+    """Some of the training cells, measured for all."""
+
+    def design(self, of_all: Design) -> Design:
+        codes = self.batch.cpu().numpy(), self.cell_type.cpu().numpy()
+        return Design.of(*codes, of_all.n_batches, of_all.n_cell_types, of_all.reference)
 
 
 def symmetry(cells: Minibatch, rng: torch.Generator) -> Minibatch:

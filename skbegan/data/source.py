@@ -8,6 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from skbegan._lazy import CellSource as CellSource
+
 FAINTEST = 1e-3  # of the spread of all images: an image that varies less is not blown up
 RESIDENT_SHARE = 0.4  # of the free memory of a CUDA device that the images may take to be kept there
 
@@ -40,12 +42,13 @@ class Scaling(NamedTuple):
         return cls(mean + guess, np.where(scale > 1e-12 * np.maximum(np.abs(guess), 1e-300), scale, 1.0))
 
 
-def value_range(images: np.ndarray, rows: np.ndarray, chunk: int = 256) -> tuple[np.ndarray, np.ndarray]:
-    """Return the smallest and the largest value of each channel of ``images[rows]``, in bounded memory."""
+def value_range(images: np.ndarray, rows: np.ndarray | None = None, chunk: int = 256) -> tuple[np.ndarray, np.ndarray]:
+    """Return the smallest and the largest value of each channel of ``images[rows]``, or of all, in bounded memory."""
     n_channels = 1 if images.ndim == 3 else images.shape[3]
     low, high = np.full(n_channels, np.inf), np.full(n_channels, -np.inf)
-    for start in range(0, len(rows), chunk):
-        pixels = images[rows[start : start + chunk]].reshape(-1, n_channels)
+    for start in range(0, len(images if rows is None else rows), chunk):
+        part = images[start : start + chunk] if rows is None else images[rows[start : start + chunk]]
+        pixels = part.reshape(-1, n_channels)
         low, high = np.minimum(low, pixels.min(axis=0)), np.maximum(high, pixels.max(axis=0))
     return low, high
 
@@ -80,6 +83,7 @@ class ImageSource:
         # Numbers that float32 does not hold exactly lose their mean before they are cast: it may be far from 0.
         self._wide = images.dtype.kind == "f" and images.dtype.itemsize > 4
         self._wide |= images.dtype.kind in "iu" and images.dtype.itemsize > 2
+        self._unsigned = images.dtype == np.uint16 or images.dtype == np.dtype(np.uint16).newbyteorder()
         self._offset = scaling.mean if self._wide else np.zeros(len(scaling.mean))
         self._mean = torch.tensor(scaling.mean - self._offset, dtype=self.dtype, device=device)[:, None, None]
         self._gain = torch.tensor(1.0 / scaling.scale, dtype=self.dtype, device=device)[:, None, None]
@@ -105,15 +109,32 @@ class ImageSource:
         return self._convert(self.images[rows])
 
     def _convert(self, images: np.ndarray) -> Tensor:
+        host = self.staged(images)
+        if self.device.type == "cuda":
+            host = host.pin_memory()
+        return self.on_device(host.to(self.device, non_blocking=True))
+
+    def staged(self, images: np.ndarray) -> Tensor:
+        """Return images (n, H, W) or (n, H, W, C) as they go to the device, (n, H, W, C) in memory of their own.
+
+        To a card numbers of 8 and 16 bits go as they are, a quarter or half of what floats would take.
+        """
         if images.ndim == 3:
             images = images[..., None]
         if self._wide:
             images = images.astype(np.float64) - self._offset
-        host = torch.from_numpy(images.astype(np.float64 if self.dtype is torch.float64 else np.float32, order="C"))
-        if self.device.type == "cuda":
-            host = host.pin_memory()
+        if self.device.type == "cuda" and images.dtype.kind in "iu":
+            # PyTorch does little with unsigned numbers of 16 bits: they travel as signed ones of the same bits.
+            kept = images.astype(images.dtype.newbyteorder("="), order="C")
+            return torch.from_numpy(kept.view(np.int16) if kept.dtype == np.uint16 else kept)
+        return torch.from_numpy(images.astype(np.float64 if self.dtype is torch.float64 else np.float32, order="C"))
+
+    def on_device(self, images: Tensor) -> Tensor:
+        """Return what :meth:`staged` returned, and is on the device now, as standardised (n, C, H, W)."""
+        if self._unsigned and images.dtype is torch.int16:
+            images = images.to(torch.int32).bitwise_and_(0xFFFF)
         # A channels-last array is a channels-last tensor: the permutation moves nothing.
-        found = (host.to(self.device, non_blocking=True).permute(0, 3, 1, 2) - self._mean) * self._gain
+        found = (images.to(self.dtype).permute(0, 3, 1, 2) - self._mean) * self._gain
         return by_itself(found) if self.per_image else found
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import threading
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -16,7 +17,7 @@ from skbegan._lazy import LazyRows
 from skbegan.datasets._image_files import Layout, OpenImages, open_images
 from skbegan.datasets.resizing import CHUNK_BYTES, resize_into
 
-__all__ = ["Column", "TableImages"]
+__all__ = ["Column", "TableImages", "blocks_of"]
 
 _KEPT_OPEN = 4  # files with many images, so that their directories are not read again for each
 
@@ -73,6 +74,10 @@ class TableImages(LazyRows):
         self._columns, self._square, self._antialias = tuple(columns), square, antialias
         self._open: OrderedDict[tuple[str, str | None], OpenImages] = OrderedDict()
         self._lock = threading.RLock()
+        self._bounds = blocks_of(self._columns)
+
+    def blocks(self) -> NDArray[np.int64] | None:
+        return self._bounds
 
     def close(self) -> None:
         """Close the files that are kept open; they are opened again when rows are read."""
@@ -85,6 +90,18 @@ class TableImages(LazyRows):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state, _open=OrderedDict(), _lock=threading.RLock())
+
+    def _stamp(self) -> Any:
+        parts: list[Any] = [self._square, self._antialias]
+        for column in self._columns:
+            found = hashlib.blake2b(digest_size=16)
+            for name, inner in column.files:
+                about = Path(name).stat()
+                found.update(f"{Path(name).resolve()} {inner} {about.st_size} {about.st_mtime_ns}\n".encode())
+            for numbers in (column.file, column.page):
+                found.update(b"" if numbers is None else np.ascontiguousarray(numbers).data)
+            parts.append((column.name, [repr(layout) for layout in set(column.layouts)], found.hexdigest()))
+        return "table", parts
 
     def _read(self, rows: NDArray[np.intp]) -> NDArray[Any]:
         out = np.empty((len(rows), *self.shape[1:3], sum(column.n_channels for column in self._columns)), np.float32)
@@ -131,6 +148,24 @@ class TableImages(LazyRows):
             self._open[place] = open_images(Path(place[0]), place[1])
         self._open.move_to_end(place)
         return self._open[place]
+
+
+def blocks_of(columns: Sequence[Column]) -> NDArray[np.int64] | None:
+    """Return where the cells of another chunk begin, None where chunks hold one cell or cells are in another order."""
+    longest: NDArray[np.int64] | None = None
+    for column in columns:
+        per_chunk = np.array([layout.pages_per_chunk for layout in column.layouts], dtype=np.int64)
+        if column.page is None or per_chunk.max() <= 1:
+            continue
+        chunk = column.page // per_chunk[column.file]
+        steps = np.diff(column.file), np.diff(chunk)
+        if ((steps[0] < 0) | ((steps[0] == 0) & (steps[1] < 0))).any():
+            return None
+        starts = np.flatnonzero((steps[0] != 0) | (steps[1] != 0)) + 1
+        bounds = np.array([0, *starts, len(chunk)], dtype=np.int64)
+        if len(bounds) <= len(chunk) // 2 + 1 and (longest is None or len(bounds) < len(longest)):
+            longest = bounds
+    return longest
 
 
 def _pixels(images: OpenImages, layout: Layout, pages: NDArray[np.intp], place: tuple[str, str | None]) -> NDArray[Any]:

@@ -48,6 +48,8 @@ class TableReport:
         Cells with border added, with pixels cut off, and whose pixels have another size now.
     pages_per_chunk : int
         Most images that a file can only give together.
+    in_order : bool
+        Whether rows are in the order in which files give such images: then each is read once.
     n_alpha : int
         Images whose alpha channel, which must be opaque, is left out.
     """
@@ -67,6 +69,7 @@ class TableReport:
     n_cut: int
     n_rescaled: int
     pages_per_chunk: int = 1
+    in_order: bool = False
     n_alpha: int = 0
     root: str = ""
 
@@ -84,10 +87,11 @@ class TableReport:
             spans = [f"{low:.6g} to {high:.6g}" for low, high in found["range"]]
             lines.append(f"  values from {', '.join(spans)} (in {self.n_sampled} of the cells)")
         lines.append(f"fit={self.fit!r}, image_size={self.image_size}: {self._fitted()}")
-        if self.pages_per_chunk > _MOST_PER_CHUNK:
+        if self.pages_per_chunk > _MOST_PER_CHUNK and not self.in_order:
             lines.append(
                 f"Slow: files are stored in chunks of {self.pages_per_chunk} images, and a whole chunk is read for "
-                "each image. Store one image per chunk, or use lazy=False"
+                "each image, since rows are in another order. Sort the table by file and image, store one image per "
+                "chunk, or use lazy=False"
             )
         if self.n_alpha:
             lines.append(f"Alpha channels left out: {self.n_alpha} images")

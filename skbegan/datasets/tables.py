@@ -16,7 +16,7 @@ from skbegan._batch_table import as_batch_table
 from skbegan._lazy import ROWS_AT_ONCE
 from skbegan._progress import Progress
 from skbegan.datasets._image_files import Header, Layout, layout_of, needs, open_images
-from skbegan.datasets._table_images import Column, TableImages
+from skbegan.datasets._table_images import Column, TableImages, blocks_of
 from skbegan.datasets._table_report import TableReport, count_cells, verdict_of
 from skbegan.datasets._table_rows import (
     check_columns,
@@ -466,6 +466,7 @@ def _report(
         n_cut=n_cut,
         n_rescaled=n_rescaled,
         pages_per_chunk=max(layout.pages_per_chunk for column in every for layout in column.layouts),
+        in_order=all(blocks_of([c]) is not None for c in every if max(x.pages_per_chunk for x in c.layouts) > 1),
         n_alpha=sum(layout.alpha is not None for column in every for layout in column.layouts),
         root=str(base.resolve()),
     )

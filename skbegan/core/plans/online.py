@@ -136,6 +136,7 @@ class OnlinePlan(ConditionalGAN):
     def step(self, cells: Minibatch, progress: float) -> Losses:
         """One step: views, generate, update discriminator and classifiers, then the generator with all else frozen."""
         weights = self.weights_at(progress)
+        wanted = None if self.descriptors is None else self.descriptors.wanted(cells)
         cells, second = self.views(cells)
         image, features = self.generate(cells.source, self.engine.rngs["dropout"])
         losses: Losses = {}
@@ -149,7 +150,7 @@ class OnlinePlan(ConditionalGAN):
             losses |= self.generator_losses(cells, image, features)
             if self.alignment is not None:
                 losses["alignment"] = self.alignment.loss(cells.whole, features)
-            losses |= self.content_losses(cells, features, second)
+            losses |= self.content_losses(features, second, wanted)
             if "decorrelation" in weights:
                 losses["decorrelation"] = decorrelation(features)
             if self.activity is not None:
@@ -160,7 +161,7 @@ class OnlinePlan(ConditionalGAN):
         self.average.update(self.generator)
         return losses
 
-    def content_losses(self, cells: Minibatch, features: Tensor, second: Tensor | None) -> Losses:
+    def content_losses(self, features: Tensor, second: Tensor | None, wanted: Tensor | None) -> Losses:
         """Return the losses that keep the cell in the features, whatever the style and orientation it is seen in."""
         losses: Losses = {}
         if second is not None:
@@ -169,8 +170,7 @@ class OnlinePlan(ConditionalGAN):
                 losses["invariance"] = invariance(features, others)
             if "identity" in self.weights:
                 losses["identity"] = identity(features, others, self.method.temperature)
-        if self.descriptors is not None:
-            wanted = self.descriptors.wanted(cells)
+        if self.descriptors is not None and wanted is not None:
             self.descriptors.update(features, wanted)
             losses["descriptors"] = self.descriptors.loss(features, wanted)
         return losses
@@ -486,7 +486,7 @@ def build(config: Config, cells: Cells, design: Design, engine: Engine, start: S
     networks = networks_of(start, config.architecture, cells, engine)
     styles = BatchStyles(
         cells,
-        design,
+        cells.design(design),
         engine.rngs["order"],
         unseen_share=method.unseen_style_share,
         unseen_spread=method.unseen_style_spread,
