@@ -118,6 +118,7 @@ def test_a_step_of_profile_alignment_never_waits_and_sends_one_pinned_copy(at_on
 
     def fit(device: torch.device) -> profile.ProfileFit:
         mapped = new_network(ProfileMap, 8, 6, 8, 4, rng=new_rng(0)).double()
+        mapped.centre.zero_()
         mapped.read.copy_(torch.rand(8, 6, generator=new_rng(1)))
         weights = {"matching": 1.0, "correction": 1.0, "cell_type": 1.0}
         codes = (codes.to(device) for codes in (batch, cell_type))
