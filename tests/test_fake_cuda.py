@@ -14,14 +14,16 @@ import joblib
 import numpy as np
 import pytest
 import torch
-from fake_cuda import CUDA, DeviceMixed, FakeCuda, no_waits
+from fake_cuda import CPU, CUDA, DeviceMixed, FakeCuda, no_waits
 
 import skbegan
 from skbegan import PUBLISHED, BeGANTransformer, OnlineRemoval, ProfileAlignment
 from skbegan.config import Config
-from skbegan.core.engine import Engine, resolve_device, undisturbed
-from skbegan.core.networks import to_numpy
-from skbegan.core.plans import online, pretraining, published
+from skbegan.core import losses
+from skbegan.core.engine import Engine, new_rng, resolve_device, send, undisturbed
+from skbegan.core.networks import new_network, to_numpy
+from skbegan.core.outputs import ProfileMap
+from skbegan.core.plans import online, pretraining, profile, published
 from skbegan.core.plans.pretraining import Start
 from skbegan.data.cells import Cells, Split
 from skbegan.data.source import Scaling
@@ -91,8 +93,8 @@ def test_a_step_stays_on_the_card_and_never_waits(name, precision, free):
         ready = prepared(name, precision)
         for progress in (0.4, 0.5):
             with no_waits(fake):
-                losses = ready.step(progress)
-            assert all(loss.device == CUDA for loss in losses.values())
+                found = ready.step(progress)
+            assert all(loss.device == CUDA for loss in found.values())
 
 
 @pytest.mark.parametrize("name", PLANS)
@@ -105,6 +107,41 @@ def test_losses_are_those_of_the_cpu(name):
         ready = prepared(name, "float64", "cpu")
         expected = {key: float(loss.detach()) for _ in range(2) for key, loss in ready.step(0.5).items()}
     assert found == pytest.approx(expected, rel=1e-9, abs=1e-12)
+
+
+@pytest.mark.parametrize("at_once", [16, 2048], ids=["drawn", "all"])
+def test_a_step_of_profile_alignment_never_waits_and_sends_one_pinned_copy(at_once, monkeypatch):
+    monkeypatch.setattr(profile, "CELLS_PER_STEP", at_once)
+    monkeypatch.setattr(losses, "MIN_CELLS", 2)
+    views = torch.rand(2, N, 8, generator=new_rng(0), dtype=torch.float64)
+    batch, cell_type = torch.arange(N) % N_BATCHES, torch.arange(N) // N_BATCHES % N_TYPES
+
+    def fit(device: torch.device) -> profile.ProfileFit:
+        mapped = new_network(ProfileMap, 8, 6, 8, 4, rng=new_rng(0)).double()
+        mapped.centre.zero_()
+        mapped.read.copy_(torch.rand(8, 6, generator=new_rng(1)))
+        weights = {"matching": 1.0, "correction": 1.0, "cell_type": 1.0}
+        codes = (codes.to(device) for codes in (batch, cell_type))
+        mapped.to(device)
+        made = profile.ProfileFit(
+            ProfileAlignment(), weights, mapped, views.to(device), *codes, Engine(device, torch.float64), new_rng(0)
+        )
+        made.classifier.double()
+        return made
+
+    with undisturbed():
+        with FakeCuda() as fake:
+            on_card = fit(CUDA)
+            found = on_card.step(0.5)
+            mark = len(fake.events)
+            with no_waits(fake):
+                found = on_card.step(0.6)
+            assert [event.kind for event in fake.since(mark)] == ["pinned"]
+            found = {name: float(loss.detach()) for name, loss in found.items()}
+        on_cpu = fit(CPU)
+        on_cpu.step(0.5)
+        expected = {name: float(loss.detach()) for name, loss in on_cpu.step(0.6).items()}
+    assert found == pytest.approx(expected, rel=1e-9, abs=1e-12) and len(found) == 3 and found["matching"]
 
 
 # Fits -----------------------------------------------------------------------------------------------------------------
@@ -222,6 +259,16 @@ def test_a_checkpoint_of_one_device_resumes_on_another(devices, tmp_path):
 
 
 # The device -----------------------------------------------------------------------------------------------------------
+
+
+def test_tensors_of_all_kinds_travel_in_one_copy():
+    parts = [torch.arange(3), torch.rand(2, 3, generator=new_rng(0)), torch.tensor([True, False, True]), torch.empty(0)]
+    with FakeCuda() as fake:
+        found = send(parts, CUDA)
+        assert [event.kind for event in fake.events] == ["pinned"]
+        assert all(part.device == CUDA for part in found)
+        for part, expected in zip(found, parts, strict=True):
+            assert part.dtype is expected.dtype and torch.equal(part.cpu(), expected)
 
 
 def test_the_index_of_a_device_is_resolved_once_as_the_oldest_pytorch_wants_it():

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from skbegan.config import Architecture, Config, OnlineRemoval, Pretraining, PublishedRemoval, Removal
+from skbegan.core import kept
 from skbegan.core.checkpoint import Checkpoint
 from skbegan.core.classifiers import CELL_TYPE_HIDDEN, FeatureClassifier, fit_classifier
 from skbegan.core.engine import Adam, Engine, new_rng
@@ -191,6 +192,25 @@ def test_published_refresh_draws_new_disjoint_subsets_that_cover_all_features():
     assert sorted(chosen.tolist()) == list(range(10))  # 10 features in 4 subsets: two of 3, two of 2
     assert stage.engine.optimizers["generator"] is not optimizer  # a new Adam
     assert not moved(first[1], stage.classifiers["cell_type"], buffers=False)  # fitted once only
+
+
+def test_published_classifiers_are_the_same_whether_images_are_kept_in_memory_or_in_a_file(monkeypatch):
+    found, files = [], []
+    original = kept.tempfile.TemporaryFile
+
+    def counted(**options: Any) -> Any:
+        files.append(original(**options))
+        return files[-1]
+
+    monkeypatch.setattr(kept.tempfile, "TemporaryFile", counted)
+    for most in (2**30, 3000):
+        monkeypatch.setattr(kept, "IN_MEMORY", most)
+        stage = make_stage("published", {"classifier_epochs": 1})
+        stage.fit_classifiers(make_cells(80))
+        found.append({name: snapshot(network) for name, network in stage.classifiers.items()})
+    assert len(files) == 1 and files[0].closed
+    for name, state in found[0].items():
+        assert all(torch.equal(value, found[1][name][key]) for key, value in state.items()), name
 
 
 def test_feature_subsets_ignore_features_of_other_subsets():

@@ -10,7 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from skbegan.core.engine import Engine
+from skbegan.core.engine import Engine, send
+from skbegan.core.kept import KeptRows
 from skbegan.core.losses import group_cross_entropy
 from skbegan.core.networks import DrawsItself, Encoding, check_side, glorot_, same_block
 
@@ -141,7 +142,7 @@ def _logits(network: nn.Module, inputs: Tensor, condition: Tensor | None, engine
 
 def fit_classifier(
     network: nn.Module,
-    inputs: Tensor,
+    inputs: Tensor | KeptRows,
     labels: Tensor,
     *,
     learning_rate: float,
@@ -158,7 +159,7 @@ def fit_classifier(
     ----------
     network : nn.Module
         Changed in place; left in training mode.
-    inputs : Tensor of shape (n, ...)
+    inputs : Tensor of shape (n, ...) or KeptRows
         For a :class:`~skbegan.core.networks.FeatureClassifierGroup` (n, g, n_inputs).
     labels : Tensor of int, shape (n,)
     learning_rate, epochs, minibatch_size
@@ -180,24 +181,24 @@ def fit_classifier(
     own = engine.apart()
     own.optimize("classifier", network.parameters(), learning_rate)
     network.train()
+    in_file = isinstance(inputs, KeptRows) and not inputs.are_in_memory
     for _ in range(epochs):
-        for rows in torch.randperm(n_train, generator=rng).to(inputs.device).split(minibatch_size):
+        order = torch.randperm(n_train, generator=rng)
+        (placed,) = send([order], inputs.device)
+        for rows, positions in zip(placed.split(minibatch_size), order.split(minibatch_size), strict=True):
             if len(rows) < 2 <= n_train:
                 continue  # BatchNorm has no statistics of a single cell
             chosen = None if condition is None else condition[rows]
-            own.descend(
-                "classifier", group_cross_entropy(_logits(network, inputs[rows], chosen, own), labels[rows]).sum()
-            )
+            logits = _logits(network, inputs[positions if in_file else rows], chosen, own)
+            own.descend("classifier", group_cross_entropy(logits, labels[rows]).sum())
     network.eval()
-    held_out = slice(n_train, None) if n_held_out else slice(None)
+    first = n_train if n_held_out else 0
     with torch.no_grad():
+        parts = [slice(start, start + 500) for start in range(first, len(inputs), 500)]
         logits = torch.cat(
-            [
-                _logits(network, part, None if condition is None else condition[held_out][start : start + 500], own)
-                for start, part in zip(range(0, len(inputs), 500), inputs[held_out].split(500), strict=False)
-            ]
+            [_logits(network, inputs[part], None if condition is None else condition[part], own) for part in parts]
         )
-        target = labels[held_out]
+        target = labels[first:]
         accuracy = (logits.argmax(2) == target[:, None]).to(torch.float32).mean(0).tolist()
         cross_entropy = group_cross_entropy(logits, target).tolist()
     network.train()

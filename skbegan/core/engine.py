@@ -6,10 +6,11 @@ import contextlib
 import functools
 import platform
 import threading
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple, TypeVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from skbegan.core.parallel import ALONE, Group
@@ -148,6 +149,20 @@ def autocast(device: torch.device, dtype: torch.dtype) -> contextlib.AbstractCon
         # that of `undisturbed`, so that a fit would go on with the weights of its first step.
         return torch.autocast(device.type, dtype, cache_enabled=False)
     return contextlib.nullcontext()
+
+
+def send(parts: Sequence[Tensor], device: torch.device) -> list[Tensor]:
+    """Return tensors of the CPU on a device: all in one copy, from pinned memory, which nothing has to wait for."""
+    if device.type == "cpu":
+        return list(parts)
+    flat = [part.contiguous().flatten().view(torch.uint8) for part in parts]
+    padded = [F.pad(part, (0, -len(part) % 8)) for part in flat]  # so that each begins where its numbers may
+    moved = torch.cat(padded).pin_memory().to(device, non_blocking=True)
+    found, start = [], 0
+    for part, own, whole in zip(parts, flat, padded, strict=True):
+        found.append(moved[start : start + len(own)].view(part.dtype).view(part.shape))
+        start += len(whole)
+    return found
 
 
 def new_rng(seed: int, device: torch.device | str = "cpu") -> torch.Generator:

@@ -322,9 +322,16 @@ def maximum_mean_discrepancy(values: Tensor, members: Members, widths: Sequence[
         return values.sum() * 0.0
     with torch.no_grad():
         covariance = within_groups(values, members)
-        variance, directions = torch.linalg.eigh(covariance)
-        metric = directions * (variance.clamp(min=0) + ridge).rsqrt()
-    values = values @ metric
+        if values.device.type == "cuda":  # where eigenvalues are waited for; distances are the same
+            covariance.diagonal().add_(ridge)
+            root = torch.linalg.cholesky_ex(covariance).L
+        else:
+            variance, directions = torch.linalg.eigh(covariance)
+            metric = directions * (variance.clamp(min=0) + ridge).rsqrt()
+    if values.device.type == "cuda":
+        values = torch.linalg.solve_triangular(root, values.T, upper=False).T
+    else:
+        values = values @ metric
     total = values.new_zeros(())
     for groups in members:
         sizes = [len(group) for group in groups]
@@ -333,7 +340,7 @@ def maximum_mean_discrepancy(values: Tensor, members: Members, widths: Sequence[
         unit = squared.detach().median().clamp(min=1e-12)
         n = len(points)
         share = torch.block_diag(*(points.new_full((size, 1), 1.0 / size) for size in sizes))
-        unbiased = torch.tensor([size / (size - 1.0) for size in sizes], dtype=points.dtype, device=points.device)
+        unbiased = torch.cat([points.new_full((1,), size / (size - 1.0)) for size in sizes])
         others = 1.0 - torch.eye(n, dtype=points.dtype, device=points.device)
         for width in widths:
             kernel = torch.exp(-squared / (width * unit)) * others

@@ -386,7 +386,17 @@ class BatchNorm2d(nn.BatchNorm2d):
 
     def forward(self, input: Tensor) -> Tensor:
         if not self.training or self.group.world == 1 or not self.group.synchronised:
-            return super().forward(input)
+            # As PyTorch's, without its counter of minibatches, which nothing reads: an operation on the device each.
+            return F.batch_norm(
+                input,
+                self.running_mean,
+                self.running_var,
+                self.weight,
+                self.bias,
+                self.training,
+                self.momentum or 0.0,
+                self.eps,
+            )
         out, mean, spread = _Normalise.apply(input, self.weight, self.bias, self.eps, self.group)
         if self.momentum:  # of 0 leaves the moving statistics as they are
             n = input.numel() // input.shape[1] * self.group.world

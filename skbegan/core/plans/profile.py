@@ -14,6 +14,7 @@ Both see one cell at a time and neither its batch nor its type, so they serve ce
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import islice
 
 import torch
 from torch import Tensor, nn
@@ -21,11 +22,12 @@ from torch import Tensor, nn
 from skbegan._progress import Progress
 from skbegan.config import Config, ProfileAlignment
 from skbegan.core.descriptors import Descriptors, signs_of
-from skbegan.core.engine import Engine, Event
+from skbegan.core.engine import Engine, Event, send
 from skbegan.core.erasure import fit_erasure
 from skbegan.core.losses import (
     History,
     Losses,
+    Members,
     cross_entropy,
     group_members,
     maximum_mean_discrepancy,
@@ -102,14 +104,7 @@ class ProfileFit:
 
     def step(self, progress: float) -> Losses:
         """One step: draw cells and an orientation of each, correct their codes, compare the batches of each type."""
-        n = self.codes.shape[1]
-        members, types, rows = self.members, self.cell_type, torch.arange(n)
-        if n > CELLS_PER_STEP:
-            rows = torch.randperm(n, generator=self.rng)[:CELLS_PER_STEP]
-            members = group_members(self.on_host[0][rows], self.on_host[1][rows], self.codes.device)
-            types = self.cell_type[rows.to(self.codes.device)]
-        view = torch.randint(len(self.codes), (len(rows),), generator=self.rng)
-        code = self.codes[view.to(self.codes.device), rows.to(self.codes.device)]
+        members, types, code = self._drawn()
         corrected = self.profile.corrected(code)
         scaled = (corrected - corrected.mean(0).detach()) / (corrected.std(0).detach() + 1e-6)
         losses = {
@@ -125,6 +120,21 @@ class ProfileFit:
         with torch.no_grad():
             torch._foreach_mul_(list(self.profile.correction.parameters()), 1.0 - self.config.weight_decay * rate)
         return losses
+
+    def _drawn(self) -> tuple[Members, Tensor, Tensor]:
+        """Return groups, types and codes of the cells of a step; what the host draws goes to the device in one copy."""
+        n, device = self.codes.shape[1], self.codes.device
+        rows, found = torch.arange(n), None
+        if n > CELLS_PER_STEP:
+            rows = torch.randperm(n, generator=self.rng)[:CELLS_PER_STEP]
+            found = group_members(self.on_host[0][rows], self.on_host[1][rows])
+        view = torch.randint(len(self.codes), (len(rows),), generator=self.rng)
+        rows, view, *groups = send([rows, view, *(group for parts in found or [] for group in parts)], device)
+        code = self.codes[view, rows]
+        if found is None:
+            return self.members, self.cell_type, code
+        remaining = iter(groups)
+        return [list(islice(remaining, len(parts))) for parts in found], self.cell_type[rows], code
 
     def run(self, steps: int, bar: Progress | None = None) -> History:
         """Take some steps; return the means of the losses over ten parts of them."""

@@ -19,6 +19,7 @@ from skbegan.core.classifiers import (
     fit_classifier,
 )
 from skbegan.core.engine import Engine, Event
+from skbegan.core.kept import KeptRows
 from skbegan.core.losses import Losses, active_share, group_cross_entropy, positive, weighted_sum
 from skbegan.core.networks import Discriminator, Generator, frozen, new_network, untracked
 from skbegan.core.plans.pretraining import ConditionalGAN, Start, networks_of
@@ -194,45 +195,47 @@ class PublishedPlan(ConditionalGAN):
                 self.engine.group.take_over(network)
 
     @torch.no_grad()
-    def _generate_all(self, cells: Cells, want_images: bool) -> tuple[Tensor, Tensor]:
-        """Return images (empty if unwanted) and features of all cells: batch statistics, and dropout on."""
-        images, features = [], []
+    def _generate_all(self, cells: Cells, images: KeptRows | None = None) -> Tensor:
+        """Return features of all cells, and add their images: batch statistics, and dropout on."""
+        features = []
         with untracked(self.generator):
             for positions in in_order(len(cells), max(self.config.minibatch_size, 32)):
                 part = cells.take(positions)
-                if want_images:
+                if images is not None:
                     image, profile = self.generate(part.source, self.engine.rngs["dropout"])
-                    images.append(image)
+                    images.add(image)
                 else:
                     with self.engine.autocast():
                         profile = self.generator.encode(part.source)[0].to(part.source.dtype)
                 features.append(profile)
-        return torch.cat(images) if images else torch.empty(0), torch.cat(features)
+        return torch.cat(features)
 
     def fit_classifiers(self, cells: Cells) -> None:
         """Fit the classifiers that stay frozen from here on, on what the generator makes of the training cells."""
-        images, features = self._generate_all(cells, want_images=any(n.endswith("image") for n in self.classifiers))
-        for name, network in self.classifiers.items():
-            if name == "batch":
-                continue
-            of_image = name.endswith("image")
-            fit = fit_classifier(
-                network,
-                images if of_image else features,
-                cells.batch if name.startswith("batch") else cells.cell_type,
-                learning_rate=self.config.classifier_learning_rate,
-                epochs=self.config.classifier_epochs,
-                minibatch_size=self.method.image_minibatch_size if of_image else self.method.feature_minibatch_size,
-                rng=self.engine.rngs["classifiers"],
-                engine=self.engine,
-            )
-            message = f"classifier {name} fitted, held-out accuracy {fit.accuracy[0]:.3f}"
-            self.events.append(Event(self.name, message, warns=False))
+        with KeptRows() as images:
+            want_images = any(name.endswith("image") for name in self.classifiers)
+            features = self._generate_all(cells, images if want_images else None)
+            for name, network in self.classifiers.items():
+                if name == "batch":
+                    continue
+                of_image = name.endswith("image")
+                fit = fit_classifier(
+                    network,
+                    images if of_image else features,
+                    cells.batch if name.startswith("batch") else cells.cell_type,
+                    learning_rate=self.config.classifier_learning_rate,
+                    epochs=self.config.classifier_epochs,
+                    minibatch_size=self.method.image_minibatch_size if of_image else self.method.feature_minibatch_size,
+                    rng=self.engine.rngs["classifiers"],
+                    engine=self.engine,
+                )
+                message = f"classifier {name} fitted, held-out accuracy {fit.accuracy[0]:.3f}"
+                self.events.append(Event(self.name, message, warns=False))
 
     def refresh(self, cells: Cells) -> None:
         """Split the features anew, fit new batch feature classifiers to them, and give the generator a new Adam."""
         if "batch" in self.classifiers:
-            _, features = self._generate_all(cells, want_images=False)
+            features = self._generate_all(cells)
             n_subsets, rng = self.method.n_subsets, self.engine.rngs["classifiers"]
             fresh = self.engine.place(FeatureSubsets(n_subsets, self.n_features, self.design.n_batches, rng))
             fit = fit_classifier(
