@@ -358,6 +358,29 @@ def _where(inside: str = "skbegan") -> str:
     return fallback
 
 
+class Mark:
+    """Stands for an event of CUDA; says when the host waited for it."""
+
+    def __init__(self) -> None:
+        self.waited = False
+
+    def synchronize(self) -> None:
+        self.waited = True
+
+
+class Stream:
+    """Stands for a stream of CUDA: what is queued on it is done at once."""
+
+    def __init__(self, device: Any = None) -> None:
+        self.awaited: list[Mark] = []
+
+    def record_event(self) -> Mark:
+        return Mark()
+
+    def wait_event(self, event: Mark) -> None:
+        self.awaited.append(event)
+
+
 class FakeCuda:
     """Context in which this machine has a CUDA device, see the module.
 
@@ -368,12 +391,15 @@ class FakeCuda:
         Operations on the device by name, views and allocations left out: about the kernels that a card would launch.
     free : int
         Bytes that ``torch.cuda.mem_get_info`` says are free.
+    main : Stream
+        That operations are queued on.
     strict : bool
         Refuse a device without an index where PyTorch 2.4 does.
     """
 
     def __init__(self, free: int = 40 << 30, strict: bool = False) -> None:
         self.events: list[Event] = []
+        self.main = Stream()
         self.launches: Counter[str] = Counter()
         self.free = free
         self.strict = strict
@@ -416,8 +442,12 @@ class FakeCuda:
             "is_initialized": lambda: True,
             "synchronize": lambda device=None: self.record("wait", "synchronize"),
             "is_current_stream_capturing": lambda: False,
+            "Stream": Stream,
+            "current_stream": lambda device=None: self.main,
+            "stream": lambda stream: contextlib.nullcontext(),
         }.items():
             enter(mock.patch.object(torch.cuda, name, value))
+        enter(mock.patch.object(Tensor, "record_stream", lambda tensor, stream: None))
         enter(mock.patch.object(torch, "Generator", _Generator))
         enter(mock.patch.object(torch, "autocast", _Autocast))
         enter(_Below(self))

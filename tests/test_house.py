@@ -109,6 +109,7 @@ def test_within_the_core_imports_run_one_way():
         "checkpoint",
         "inference",
         "standalone",
+        "kept",
         "classifiers",
         "loop",
         "plans.pretraining",

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
 from typing import Any
-from unittest import mock
 
 import numpy as np
 import pytest
 import torch
+from fake_cuda import FakeCuda, Mark
 
 from skbegan.core import inference
 from skbegan.core.engine import new_rng
@@ -17,46 +15,7 @@ from skbegan.core.networks import Generator, new_network, to_numpy
 from skbegan.data.source import ImageSource, Scaling
 from skbegan.model import FittedModel
 
-fake_cuda = pytest.importorskip("fake_cuda")
 SIDE, N = 16, 90
-
-
-class Mark:
-    """Stands for an event of CUDA; says when the host waited for it."""
-
-    def __init__(self) -> None:
-        self.waited = False
-
-    def synchronize(self) -> None:
-        self.waited = True
-
-
-class Stream:
-    """Stands for a stream of CUDA: what is queued on it is done at once."""
-
-    def __init__(self, device: Any = None) -> None:
-        self.awaited: list[Mark] = []
-
-    def record_event(self) -> Mark:
-        return Mark()
-
-    def wait_event(self, event: Mark) -> None:
-        self.awaited.append(event)
-
-
-@contextlib.contextmanager
-def card() -> Iterator[Any]:
-    main = Stream()
-    with fake_cuda.FakeCuda() as fake, contextlib.ExitStack() as stack:
-        for name, value in {
-            "Stream": Stream,
-            "current_stream": lambda device=None: main,
-            "stream": lambda stream: contextlib.nullcontext(),
-        }.items():
-            stack.enter_context(mock.patch.object(torch.cuda, name, value))
-        stack.enter_context(mock.patch.object(torch.Tensor, "record_stream", lambda tensor, stream: None))
-        fake.main = main
-        yield fake
 
 
 @pytest.fixture(scope="module")
@@ -78,7 +37,7 @@ def test_a_card_gives_the_numbers_of_the_cpu_from_images_that_travel_as_they_are
     sent = []
     original = inference._Buffers.of
     monkeypatch.setattr(inference._Buffers, "of", lambda *a: sent.append(original(*a)) or sent[-1])
-    with card() as fake:
+    with FakeCuda() as fake:
         model.predict(images[:1], "features", device="cuda", precision="float32")  # the weights go up
         for want, values in expected.items():
             mark = len(fake.events)
@@ -111,7 +70,7 @@ def test_results_are_read_when_their_copy_is_done_and_buffers_are_reused_when_th
 
     monkeypatch.setattr(inference._Buffers, "of", checked_of)
     monkeypatch.setattr(inference._Buffers, "ready", checked_ready)
-    with card():
+    with FakeCuda():
         found = model.predict(images, "features", device="cuda", precision="float32")
     assert sorted(pending) == [0, 1, 2, 3, 4] and len(found) == N
 
