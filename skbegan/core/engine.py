@@ -103,9 +103,10 @@ class _ExactFloat32:
     @staticmethod
     def _set(restore: contextlib.ExitStack) -> None:
         cudnn, conv = torch.backends.cudnn, getattr(torch.backends.cudnn, "conv", None)
-        # PyTorch from 2.9 on has two ways to set these, and raises where a caller has used both.
+        # PyTorch from 2.9 on has two ways to set these, and raises where a caller has used both. Without a card they mean
+        # nothing, and stay: a callback within a fit sees them.
         try:
-            if cudnn.allow_tf32:
+            if torch.cuda.is_available() and cudnn.allow_tf32:
                 restore.callback(setattr, cudnn, "allow_tf32", True)
                 cudnn.allow_tf32 = False
         except RuntimeError:
