@@ -19,7 +19,7 @@ import torch
 
 from skbegan.data.cells import Cells, Split
 from skbegan.data.style import BatchStyles
-from skbegan.shift.checking import TRAITS
+from skbegan.shift.checking import FAULTS, TRAITS
 from skbegan.shift.observing import Observed, Reader, TypeClassifier, observe, statistics
 from skbegan.shift.statistics import NAMES
 from skbegan.shift.styles import Style, draw_broken, draw_plausible
@@ -31,13 +31,15 @@ Array = np.ndarray
 
 N_STYLES = 40  # in which held-out cells are read by the model
 N_CELLS = 96  # of them, at most, in each style
-N_LOOKS = 240  # plausible styles of which the image statistics alone are taken, and as many broken ones
+N_LOOKS = 300  # plausible styles of which the image statistics alone are taken
+N_BROKEN = 80  # broken batches of each kind
 N_TRAINING = 2048  # training cells for the classifier and for what is typical, at most
 FEW = 20  # cells: of fewer nothing is said
 SEVERITY = 2.0  # of plausible styles at most; 1 is as far as instruments usually differ
 RIDGE = 1.0
 AS_THEY_ARE = 4  # of the styles, the first: held-out cells without any change
-ALARMS = 0.02  # share of plausible styles that each of the two tests may refuse
+LOOK_SEVERITY = 1.5  # of those of which statistics are taken
+ALARMS = 0.01  # share of plausible styles that the distance may refuse, and all tests for a kind of fault together
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,10 +60,10 @@ class Calibration:
         ``(s - centre) @ whitening`` has unit variance over plausible styles.
     distances : ndarray of shape (n_looks,)
         Of plausible styles, sorted, each measured without itself.
-    suspicion : ndarray of shape (1 + 2 * n_statistics,)
-        Intercept and coefficients of a logistic regression of broken against plausible styles.
-    limits : ndarray of shape (2,)
-        Distance and logit of the suspicion beyond which a batch is refused.
+    suspicion : ndarray of shape (n_faults, 1 + 2 * n_statistics)
+        Intercepts and coefficients of logistic regressions of each kind of broken batch against plausible styles.
+    limits : ndarray of shape (1 + n_faults,)
+        Distance, and logits of the suspicions, beyond which a batch is refused.
     traits, trait_error, trait_known : ndarray of shape (n_statistics + 1, n_traits), (n_traits,), (n_traits,)
         Regression of the traits of a style on the statistics, its error, and the spread of known batches.
     accuracy, error : ndarray of shape (3, 1 + n_inputs)
@@ -128,7 +130,7 @@ class Calibration:
         shapes: dict[str, tuple[int, ...]] = {
             "typical": image, "type_statistics": (rows["type_statistics"], s), "known": (rows["known"], s),
             "looks": (rows["looks"], s), "centre": (s,), "whitening": (s, s), "distances": (rows["distances"],),
-            "suspicion": (1 + 2 * s,), "limits": (2,), "traits": (s + 1, t), "trait_error": (t,), "trait_known": (t,),
+            "suspicion": (len(FAULTS), 1 + 2 * s), "limits": (1 + len(FAULTS),), "traits": (s + 1, t), "trait_error": (t,), "trait_known": (t,),
             "accuracy": (3, 3) if known else (0,), "error": (3, 2),
             "accuracy_residuals": (rows["accuracy_residuals"],), "error_residuals": (rows["error_residuals"],),
             "seen": (2,), "n_held_out": (1,), "class_centre": (d,), "class_scale": (d,), "class_coef": (known, d),
@@ -150,9 +152,10 @@ class Calibration:
         """Return how far mean statistics (n_statistics,) lie from plausible ones, 1 being usual."""
         return float(np.sqrt(np.mean(((look - self.centre) @ self.whitening) ** 2)))
 
-    def suspicion_of(self, look: Array) -> float:
-        """Return the logit of the probability that a batch of these statistics is broken."""
-        return float(_expanded((look - self.centre) / self._scale) @ self.suspicion[1:] + self.suspicion[0])
+    def suspicions(self, look: Array) -> Array:
+        """Return how far, in logits, each suspicion of a fault is beyond its limit: positive where it is refused."""
+        found: Array = self.suspicion[:, 1:] @ _expanded((look - self.centre) / self._scale) + self.suspicion[:, 0]
+        return found - self.limits[1:]
 
     @property
     def _scale(self) -> Array:
@@ -219,7 +222,8 @@ def calibrate(
     if knows_types and len(np.unique(types)) > 1:
         classifier = TypeClassifier.fit(reader.read(sample.source)[0], types, design.n_cell_types)
 
-    looks = _Looks(test, styles, typical, rng, noise)
+    every = Cells(cells.bf, cells.target, batch, cell_type, np.concatenate([split.train_rows, split.validation_rows]))
+    looks = _Looks(every, styles, typical, rng, noise)
     plausible, theta = looks.plausible()
     known = np.stack([looks_of_training[codes == code].mean(0) for code in np.unique(codes)])
     broken = looks.broken()
@@ -244,48 +248,48 @@ def calibrate(
 
 
 class _Looks:
-    """Image statistics of held-out cells in drawn styles."""
+    """Image statistics of training and held-out cells in drawn styles."""
 
     def __init__(
-        self, test: Cells, styles: BatchStyles, typical: Array, rng: np.random.Generator, noise: torch.Generator
+        self, cells: Cells, styles: BatchStyles, typical: Array, rng: np.random.Generator, noise: torch.Generator
     ) -> None:
-        self.test, self.styles, self.typical, self.rng, self.noise = test, styles, typical, rng, noise
-        self.n_cells = min(len(test), 48)  # of a style: sampling noise is part of what is plausible
+        self.all, self.styles, self.typical, self.rng, self.noise = cells, styles, typical, rng, noise
+        self.n_cells = min(len(cells), 48)  # of a style: sampling noise is part of what is plausible
 
     def plausible(self) -> tuple[Array, Array]:
         """Return statistics and traits of plausible styles."""
         found = []
         for _ in range(N_LOOKS):
-            style = draw_plausible(self.rng, SEVERITY * self.rng.random())
+            style = draw_plausible(self.rng, LOOK_SEVERITY * self.rng.random())
             found.append((self._look(style, 1.5 * self.rng.random()), style.traits()))
         looks, traits = zip(*found, strict=True)
         return np.stack(looks), np.stack(traits)
 
-    def broken(self) -> Array:
-        """Return statistics of broken batches."""
-        other = None
-        some = self.test.take(torch.arange(min(len(self.test), 256)))
-        if some.target.shape[1] == some.source.shape[1]:
-            other = some.target
-        looks = []
-        for index in range(N_LOOKS):
-            style = draw_broken(self.rng, index)
-            if style is None and other is not None:  # another channel
-                chosen = torch.from_numpy(self.rng.integers(len(other), size=self.n_cells)).to(other.device)
-                images = draw_plausible(self.rng, 0.5)(other[chosen] * (-1 if index % 2 else 1), self.noise)
-                looks.append(statistics(images, self.typical).mean(0))
-            elif style is not None:
-                looks.append(self._look(style, 1.0))
-        return np.stack(looks)
+    def broken(self) -> list[Array]:
+        """Return statistics of broken batches of each kind; none of those that cannot be made from these cells."""
+        found = []
+        for fault in FAULTS:
+            looks = []
+            for index in range(N_BROKEN):
+                style = draw_broken(self.rng, fault)
+                if fault != "channel":
+                    looks.append(self._look(style, 1.0))
+                    continue
+                cells = self.all.take(torch.from_numpy(self.rng.integers(len(self.all), size=self.n_cells)))
+                if cells.target.shape[1] == cells.source.shape[1]:
+                    images = style(cells.target * (-1 if index % 2 else 1), self.noise)
+                    looks.append(statistics(images, self.typical).mean(0))
+            found.append(np.stack(looks) if looks else np.zeros((0, len(NAMES) * len(self.typical))))
+        return found
 
     def _look(self, style: Style, spread: float) -> Array:
-        weights = mixed(self.rng, self.test.cell_type.cpu().numpy())
+        weights = mixed(self.rng, self.all.cell_type.cpu().numpy())
         as_imaged = self.rng.random() < 0.5  # one known batch in its own style, as what is changed further
         if as_imaged:
-            batch = self.test.batch.cpu().numpy()
+            batch = self.all.batch.cpu().numpy()
             weights = weights * (batch == self.rng.choice(np.unique(batch)))
-        chosen = torch.from_numpy(self.rng.choice(len(self.test), self.n_cells, p=weights / weights.sum()))
-        cells = self.test.take(chosen)
+        chosen = torch.from_numpy(self.rng.choice(len(self.all), self.n_cells, p=weights / weights.sum()))
+        cells = self.all.take(chosen)
         images = cells.source if as_imaged else self.styles.in_unseen_style(cells, spread)
         return statistics(style(images, self.noise), self.typical).mean(0)
 
@@ -302,7 +306,7 @@ def _expanded(scaled: Array) -> Array:
     return np.concatenate([clipped, np.abs(clipped)], axis=-1)
 
 
-def _distances(plausible: Array, known: Array, broken: Array) -> dict[str, Array]:
+def _distances(plausible: Array, known: Array, broken: list[Array]) -> dict[str, Array]:
     from sklearn.covariance import LedoitWolf
     from sklearn.linear_model import LogisticRegression
     from sklearn.model_selection import cross_val_predict
@@ -318,16 +322,25 @@ def _distances(plausible: Array, known: Array, broken: Array) -> dict[str, Array
     for part in range(5):
         whitening = whitening_of(both[fold != part])
         distances[fold == part] = np.sqrt(np.mean(((both[fold == part] - centre) @ whitening) ** 2, axis=1))
-    features = _expanded(np.concatenate([(looks - centre) / scale for looks in (plausible, broken)]))
-    labels = np.repeat([0, 1], [len(plausible), len(broken)])
-    model = LogisticRegression(C=0.1, max_iter=1000).fit(features, labels)
-    held_out = cross_val_predict(model, features, labels, cv=5, method="decision_function")
+    suspicion, limits = np.zeros((len(FAULTS), 1 + 2 * plausible.shape[1])), np.full(1 + len(FAULTS), np.inf)
+    suspicion[:, 0] = -1.0
+    for index, looks in enumerate(broken):
+        if not len(looks):
+            limits[1 + index] = 0.0
+            continue
+        features = _expanded(np.concatenate([(part - centre) / scale for part in (plausible, looks)]))
+        labels = np.repeat([0, 1], [len(plausible), len(looks)])
+        model = LogisticRegression(C=0.1, max_iter=1000).fit(features, labels)
+        held_out = cross_val_predict(model, features, labels, cv=5, method="decision_function")
+        suspicion[index] = np.append(model.intercept_, model.coef_[0])
+        limits[1 + index] = np.quantile(held_out[labels == 0], 1 - ALARMS / len(FAULTS))
+    limits[0] = np.quantile(distances, 1 - ALARMS)
     return {
         "centre": centre,
         "whitening": whitening_of(both),
         "distances": np.sort(distances),
-        "suspicion": np.concatenate([model.intercept_, model.coef_[0]]),
-        "limits": np.array([np.quantile(distances, 1 - ALARMS), np.quantile(held_out[labels == 0], 1 - ALARMS)]),
+        "suspicion": suspicion,
+        "limits": limits,
     }
 
 

@@ -17,6 +17,15 @@ Array = np.ndarray
 
 #: Traits that a regression tells from the statistics of a batch, in the order of `Style.traits`.
 TRAITS = ("gain", "offset", "illumination_x", "illumination_y", "illumination_bow", "sharpness", "noise", "zoom")
+#: Kinds of broken batches that a calibration knows, and what is said of them.
+FAULTS = {
+    "focus": "far out of focus",
+    "saturation": "saturated",
+    "inverted": "contrast inverted",
+    "enlarged": "another magnification, cells too large",
+    "shrunk": "another magnification, cells too small",
+    "channel": "another channel",
+}
 Z90 = 1.645
 MOVED = 2.5  # standard deviations of known batches and of the estimate, beyond which a trait has moved
 LEAST = {"gain": 0.1, "offset": 0.15, "illumination": 0.15, "sharpness": 0.1, "noise": 0.05, "zoom": 0.05}
@@ -120,8 +129,8 @@ def check(calibration: Calibration, found: Observed) -> BatchCheck:
     reasons = []
     if distance > calibration.limits[0]:
         reasons.append(f"its images are farther from the known ones than {(1 - p_value) * 100:.0f} % of plausible ones")
-    if calibration.suspicion_of(look) > calibration.limits[1]:
-        reasons.append("its images look broken: " + (_fault(calibration, look) or "of another kind than those of fit"))
+    if fault := _fault(calibration, look):
+        reasons.append(f"its images look broken ({fault})")
     accuracy = interval = seen = None
     if calibration.classifier is not None:
         middle = calibration.expected("accuracy", signals)
@@ -195,20 +204,6 @@ def _in_words(kind: str, change: float) -> str:
 
 
 def _fault(calibration: Calibration, look: Array) -> str:
-    """Name a gross fault that single statistics show, or return an empty string."""
-    from skbegan.shift.statistics import NAMES
-
-    n_channels = len(calibration.typical)
-    for channel in range(n_channels):
-        part = slice(channel * len(NAMES), (channel + 1) * len(NAMES))
-        values = dict(zip(NAMES, look[part], strict=True))
-        known = {name: calibration.known[:, part][:, index] for index, name in enumerate(NAMES)}
-        where = f" in channel {channel}" if n_channels > 1 else ""
-        usual = known["pattern"].min()
-        if usual > 0.05 and values["pattern"] < -0.5 * usual:
-            return f"contrast inverted{where}"
-        for end in ("low", "high"):
-            name = f"clipped_{end}"
-            if values[name] > max(math.log(0.05), known[name].max() + 1.0):
-                return f"saturated{where}: {math.exp(values[name]):.0%} of the pixels are at the {end}est value"
-    return ""
+    """Name the gross fault that is suspected most, or return an empty string."""
+    beyond = calibration.suspicions(look)
+    return list(FAULTS.values())[int(beyond.argmax())] if beyond.max() > 0 else ""

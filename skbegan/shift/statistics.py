@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 BANDS = 6  # of the power spectrum
+RINGS = 6  # of the mean radial profile
 CLIPPED = 0.004  # of an image's range: pixels as near to its ends count as clipped
 EPSILON = 1e-6
 
@@ -19,12 +20,12 @@ NAMES = (
     "bow",
     "contrast",
     "skew",
-    "middle",
     "pattern",
     "grain",
     "clipped_low",
     "clipped_high",
     "size",
+    *(f"ring_{ring}" for ring in range(RINGS)),
     *(f"band_{band}" for band in range(BANDS)),
 )
 
@@ -83,11 +84,17 @@ def measure(images: Tensor, typical: Tensor) -> Tensor:
     low, half, high = (ordered[..., round(q * (count - 1))] for q in (0.02, 0.5, 0.98))
     skew = (high + low - 2 * half) / (high - low + EPSILON)
     raised = images - level[..., None, None]
-    near = squared < 0.25
-    middle = raised[..., near].mean(2) / (spread + EPSILON)
-    model = typical - typical.mean((1, 2), keepdim=True)
-    size_of = (centred.square().sum((2, 3)) * model.square().sum((1, 2))).sqrt()
-    pattern = (centred * model).sum((2, 3)) / (size_of + EPSILON)
+    # Without uneven illumination: what is bright and what dark in the cell, and how far out.
+    shading = torch.stack([torch.ones_like(x), x, y, squared]).flatten(1)
+    rest = shading.T @ torch.linalg.solve(shading @ shading.T, shading)
+    flattened = flat - flat @ rest
+    model = typical.reshape(c, -1)
+    model = model - model @ rest
+    size_of = (flattened.square().sum(2) * model.square().sum(1)).sqrt()
+    pattern = (flattened * model).sum(2) / (size_of + EPSILON)
+    ring = (squared.sqrt() * RINGS).clamp(max=RINGS - 1).long().flatten()
+    member = F.one_hot(ring, RINGS).to(images.dtype)
+    rings = (flattened @ (member / member.sum(0))) / (flattened.std(2, keepdim=True) + EPSILON)
     fine = images[..., 1:, 1:] - images[..., :-1, 1:] - images[..., 1:, :-1] + images[..., :-1, :-1]
     grain = fine.abs().flatten(2).median(2).values
     ends = CLIPPED * (ordered[..., -1] - ordered[..., 0]) + EPSILON
@@ -103,8 +110,8 @@ def measure(images: Tensor, typical: Tensor) -> Tensor:
         inside = (frequency > low_edge) & ((frequency <= edges[band]) | (band == BANDS - 1))
         bands.append((power[..., inside].mean(2) / side**2 + EPSILON**2).log() / 2)
     found = [
-        level, mean, along(x), along(y), along(squared), (spread + EPSILON).log(), skew, middle, pattern,
+        level, mean, along(x), along(y), along(squared), (spread + EPSILON).log(), skew, pattern,
         (grain + EPSILON).log(), (clipped_low + 0.5 / count).log(), (clipped_high + 0.5 / count).log(),
-        (radius + EPSILON).log(), *bands,
+        (radius + EPSILON).log(), *rings.unbind(2), *bands,
     ]  # fmt: skip
     return torch.stack(found, dim=2).flatten(1)

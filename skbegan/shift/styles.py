@@ -111,7 +111,7 @@ def draw_plausible(rng: np.random.Generator, severity: float) -> Style:
     knots = np.cumsum(rng.standard_normal(5)) * 0.22 * severity * some[0]
     knots[1:] -= abs(normal(0.25, some[1])) * np.arange(1, 5)  # blur: the finer the fainter
     return Style(
-        zoom=float(np.exp(np.clip(normal(0.09, some[2]), -0.3, 0.3))),
+        zoom=float(np.exp(np.clip(normal(0.08, some[2]), -0.22, 0.22))),
         radial=tuple(knots.tolist()),
         gain=float(np.exp(normal(0.25, True))),
         gamma=normal(0.12, some[3]),
@@ -123,24 +123,26 @@ def draw_plausible(rng: np.random.Generator, severity: float) -> Style:
     )
 
 
-def draw_broken(rng: np.random.Generator, index: int) -> Style | None:
-    """Draw a batch that no model should be used on; None stands for another channel.
+def draw_broken(rng: np.random.Generator, fault: str) -> Style:
+    """Draw a batch that no model should be used on; of ``"channel"`` what is changed besides the channel.
 
     Parameters
     ----------
     rng : numpy.random.Generator
-    index : int
-        Kinds follow one another.
+    fault : str
+        One of `checking.FAULTS`.
     """
-    kind = index % 5
     plain = draw_plausible(rng, rng.random())
-    if kind == 0:
-        return replace(plain, defocus=rng.uniform(2.5, 6.0))
-    if kind == 1:  # cut off at less than the usual range, on either side
-        gain, level = rng.uniform(1.5, 4.0), rng.uniform(-0.3, 1.0)
-        ends = {"high": level} if rng.random() < 0.7 else {"low": -level}
-        return replace(plain, gain=gain, offset=rng.uniform(-0.5, 0.5), **ends)
-    if kind == 2:
-        zoom = rng.uniform(1.45, 2.5)
-        return replace(plain, zoom=float(zoom if rng.random() < 0.5 else 1 / zoom))
-    return replace(plain, inverted=True) if kind == 3 else None
+    match fault:
+        case "focus":
+            return replace(plain, defocus=rng.uniform(2.5, 6.0))
+        case "saturation":  # cut off at less than the usual range, on either side
+            gain, level = rng.uniform(1.5, 4.0), rng.uniform(-0.3, 1.0)
+            ends = {"high": level} if rng.random() < 0.7 else {"low": -level}
+            return replace(plain, gain=gain, offset=rng.uniform(-0.5, 0.5), **ends)
+        case "enlarged" | "shrunk":
+            factor = rng.uniform(1.4, 2.5)
+            return replace(plain, zoom=float(factor if fault == "enlarged" else 1 / factor))
+        case "inverted":
+            return replace(plain, inverted=True)
+    return plain
