@@ -71,6 +71,7 @@ class ShiftEstimator(ModelEstimator):
         >>> cells = make_cell_images(200, 2, 3, 16, random_state=0)
         >>> known = cells.batch != "batch2"
         >>> began = BeGANTransformer(base_width=4, n_features=16, pretrain_epochs=1, removal_epochs=1, random_state=0)
+        >>> began = began.set_params(calibrate=True)
         >>> data = cells.bf, cells.qpi, cells.batch, cells.cell_type
         >>> report = began.fit(*(values[known] for values in data)).check_batch(cells.bf[~known])
         >>> report.n_cells, 0 <= report.accuracy <= 1
@@ -87,7 +88,7 @@ class ShiftEstimator(ModelEstimator):
             )
         return report
 
-    def adapt(self, X_bf_new: Any, controls: Any = None, cell_type: Any = None) -> Self:
+    def adapt(self, X_bf_new: Any, controls: Any = None, cell_type: Any = None, *, apply: bool = False) -> Self:
         """Return an estimator adapted to one new batch from some of its cells, where that can be expected to help.
 
         Tried are a filter and an offset that bring the mean image and the spectrum of the new cells near to those of
@@ -104,6 +105,10 @@ class ShiftEstimator(ModelEstimator):
             from these, and judged by whether their type is recognised.
         cell_type : label, optional
             Of the controls; one that fit has seen.
+        apply : bool, default=False
+            Whether the best candidate is taken where it promises enough. It has not been measured that adapting is
+            never worse than not adapting; so by default the model is left as it is, and ``adaptation_`` only says what
+            was expected. Set it to True where some cells of the new batch can be checked.
 
         Returns
         -------
@@ -137,6 +142,7 @@ class ShiftEstimator(ModelEstimator):
         >>> cells = make_cell_images(200, 2, 3, 16, random_state=0)
         >>> known = cells.batch != "batch2"
         >>> began = BeGANTransformer(base_width=4, n_features=16, pretrain_epochs=1, removal_epochs=1, random_state=0)
+        >>> began = began.set_params(calibrate=True)
         >>> data = cells.bf, cells.qpi, cells.batch, cells.cell_type
         >>> adapted = began.fit(*(values[known] for values in data)).adapt(cells.bf[~known])
         >>> adapted.transform(cells.bf[~known]).shape, adapted.adaptation_.n_cells
@@ -157,7 +163,7 @@ class ShiftEstimator(ModelEstimator):
             control = labels.index(cell_type)
         from skbegan.shift.adaptation import adapt
 
-        model, done = adapt(self._reader(), calibration, bf, known, control)
+        model, done = adapt(self._reader(), calibration, bf, known, control, apply=apply)
         event = f"adaptation to a new batch: {done.reason}"
         events = [*self.history_.get("events", ()), event]
         model = dataclasses.replace(model, history={**model.history, "events": events})
@@ -170,8 +176,8 @@ class ShiftEstimator(ModelEstimator):
     def calibrate_batches(self, X_bf: Any, y_qpi: Any, batch: Any = None, cell_type: Any = None) -> Self:
         """Learn what to expect of new batches from the cells that fit was given.
 
-        For models that were fitted with ``calibrate=False``, loaded from a file of an earlier version, or changed by
-        :meth:`recalibrate`. Fit does it by itself.
+        For models that were fitted with ``calibrate=False``, the default, loaded from a file of an earlier version, or
+        changed by :meth:`recalibrate`. With ``calibrate=True`` fit does it by itself.
 
         Parameters
         ----------
@@ -205,10 +211,11 @@ class ShiftEstimator(ModelEstimator):
                 raise ValueError(f"{name} of the cells are {given}, but those of the fit were {fitted}")
         random_state = checks.check_seed(self.random_state)
         rng = np.random.RandomState() if random_state is None else check_random_state(copy.deepcopy(random_state))
-        from skbegan import fit
+        from skbegan.fit import SEEDS
+        from skbegan.shift.of_fit import calibrated
 
-        draws = rng.randint(2**31 - 1, size=len(fit.SEEDS))
-        model = fit.calibrated(self._model, config, dataset, int(draws[0]))
+        draws = rng.randint(2**31 - 1, size=len(SEEDS))
+        model = calibrated(self._model, config, dataset, int(draws[0]))
         if model.calibration is None:
             raise ValueError(f"calibrate_batches needs at least 20 cells, got {len(dataset.bf)}")
         return self._adopt(model)
@@ -234,7 +241,7 @@ class ShiftEstimator(ModelEstimator):
             raise ValueError(f"{what} needs at least {MIN_CELLS} cells of the new batch, got {len(bf)}")
         if self._model.calibration is None:
             raise ValueError(
-                f"{what} needs a calibration, and this model has none (calibrate=False, too few cells, recalibrate, or "
+                f"{what} needs a calibration, and this model has none (calibrate=False, too few cells, streamed cells, recalibrate, or "
                 "a file of an earlier version): call calibrate_batches with the cells of the fit"
             )
         rows = np.linspace(0, len(bf) - 1, min(len(bf), MAX_CELLS)).round().astype(int)

@@ -125,8 +125,8 @@ class BeGANTransformer(ImagesIn, ClassNamePrefixFeaturesOutMixin, TransformerMix
     checkpoint_dir : str or path, default=None
         Where the state of training is written after each epoch. A fit that was stopped goes on from there when it is
         repeated with the same data and parameters; the files are removed at the end.
-    calibrate : bool, default=True
-        End the fit by learning what :meth:`check_batch` and :meth:`adapt` need, see :meth:`calibrate_batches`.
+    calibrate : bool, default=False
+        Whether to end the fit by learning what :meth:`check_batch` and :meth:`adapt` need, see :meth:`calibrate_batches`.
     random_state : int, RandomState or None, default=None
         Seeds weights, order, dropout and splits. The global random state is neither read nor changed: None is another
         seed each time. On a CPU, the same data, seed and number of threads give the same features to the bit.
@@ -229,7 +229,7 @@ class BeGANTransformer(ImagesIn, ClassNamePrefixFeaturesOutMixin, TransformerMix
         warm_start: bool = False,
         callback: Callable[[Any], bool | None] | None = None,
         checkpoint_dir: Any = None,
-        calibrate: bool = True,
+        calibrate: bool = False,
         random_state: Any = None,
         verbose: int = 0,
     ) -> None:

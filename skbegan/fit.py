@@ -10,7 +10,7 @@ import importlib
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import joblib
 import numpy as np
@@ -36,9 +36,6 @@ from skbegan.data.stream import as_rows, draw_stream, has_to_stream, kept_if_few
 from skbegan.design import Design
 from skbegan.model import FittedModel
 from skbegan.restyling import TargetStyles
-
-if TYPE_CHECKING:
-    from skbegan.shift.calibration import Calibration
 
 SEEDS = ("split", "weights", "order", "dropout", "removal order", "removal dropout", "classifiers")
 _NO_HISTORY: dict[str, list[float]] = {"epoch": []}
@@ -185,7 +182,9 @@ class Stages:
         runtime = self.config.runtime
         model.check_finite(self.dataset.bf, self.split.train_rows, device=str(self.device), precision=runtime.precision)
         if runtime.calibrate:
-            model = replace(model, calibration=_calibration(model, self.config, self.dataset, self.split, self.design))
+            from skbegan.shift.of_fit import with_calibration
+
+            model = with_calibration(model, self.config, self.dataset, self.split, self.design)
         events = [*(self.earlier.history.get("events", ()) if self.earlier else ()), *map(str, self.events)]
         model = replace(model, history={**self.history, "events": events})
         return Fit(model, self.events, self.checkpoints, interrupted)
@@ -412,44 +411,6 @@ class Stages:
             return f"checkpoint_dir={str(self.config.runtime.checkpoint_dir)!r}"
         location = getattr(self.memory, "location", None)
         return "" if location is None else f"memory={str(location)!r}"
-
-
-def calibrated(model: FittedModel, config: Config, dataset: CellDataset, seed: int) -> FittedModel:
-    """Return a fitted model calibrated on the cells of its fit.
-
-    Parameters
-    ----------
-    model : FittedModel
-    config : Config
-    dataset : CellDataset
-    seed : int
-        Of the split: the first of the draws of the fit.
-    """
-    rows = split_validation(dataset.batch, dataset.cell_type, config.validation_fraction, seed)
-    split = Split(*rows, model.bf_scaling, model.target_scaling, config.architecture.standardize == "image")
-    batch, cell_type = dataset.batch[rows[0]], dataset.cell_type[rows[0]]
-    design = Design.of(batch, cell_type, dataset.n_batches, dataset.n_cell_types, 0)
-    with undisturbed():
-        return replace(model, calibration=_calibration(model, config, dataset, split, design))
-
-
-def _calibration(
-    model: FittedModel, config: Config, dataset: CellDataset, split: Split, design: Design
-) -> Calibration | None:
-    from skbegan.shift.calibration import calibrate
-    from skbegan.shift.observing import Reader
-
-    return calibrate(
-        Reader(model, config.runtime.device, config.runtime.precision),
-        dataset.bf,
-        dataset.qpi,
-        dataset.batch,
-        dataset.cell_type,
-        split,
-        design,
-        knows_types=dataset.cell_types is not None,
-        seed=int(split.train_rows[:8].sum()),  # the split is what random_state decided
-    )
 
 
 def pretrain(

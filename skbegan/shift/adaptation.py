@@ -153,7 +153,13 @@ def _with_statistics(reader: Reader, model: FittedModel, images: Tensor, levels:
 
 @torch.no_grad()
 def adapt(
-    reader: Reader, calibration: Calibration, bf: Array, controls: Array | None, control: int | None
+    reader: Reader,
+    calibration: Calibration,
+    bf: Array,
+    controls: Array | None,
+    control: int | None,
+    *,
+    apply: bool,
 ) -> tuple[FittedModel, Adaptation]:
     """Return the adapted model, or the same one, and what was done.
 
@@ -167,6 +173,8 @@ def adapt(
         Cells of the new batch that are known to be of one type.
     control : int or None
         Its code.
+    apply : bool
+        Whether a candidate may be taken.
     """
     images = reader.source(bf)
     guide = images if controls is None else reader.source(controls)
@@ -206,6 +214,9 @@ def adapt(
             f"left as it is: of {len(gains)} candidates the best, {best}, promised a gain of {gains[best]:.2f} on the "
             f"half of the cells that it had not seen, less than {margin:g}"
         )
+        return reader.model, Adaptation("none", reason, len(bf), gains)
+    if not apply:
+        reason = f"left as it is, as apply=False: {best} promised a gain of at least {gains[best]:.2f}"
         return reader.model, Adaptation("none", reason, len(bf), gains)
     reason = f"{best}: gain of at least {gains[best]:.2f} on either half of the cells"
     return adapted_model(reader, calibration, guide, best, control), Adaptation(best, reason, len(bf), gains)
