@@ -241,8 +241,8 @@ class ShiftEstimator(ModelEstimator):
             raise ValueError(f"{what} needs at least {MIN_CELLS} cells of the new batch, got {len(bf)}")
         if self._model.calibration is None:
             raise ValueError(
-                f"{what} needs a calibration, and this model has none (calibrate=False, too few cells, streamed cells, recalibrate, or "
-                "a file of an earlier version): call calibrate_batches with the cells of the fit"
+                f"{what} needs a calibration, and this model has none (calibrate=False, too few or streamed cells, "
+                "recalibrate, or a file of an earlier version): call calibrate_batches with the cells of the fit"
             )
         rows = np.linspace(0, len(bf) - 1, min(len(bf), MAX_CELLS)).round().astype(int)
         return bf[rows], self._model.calibration

@@ -126,7 +126,7 @@ class BeGANTransformer(ImagesIn, ClassNamePrefixFeaturesOutMixin, TransformerMix
         Where the state of training is written after each epoch. A fit that was stopped goes on from there when it is
         repeated with the same data and parameters; the files are removed at the end.
     calibrate : bool, default=False
-        Whether to end the fit by learning what :meth:`check_batch` and :meth:`adapt` need, see :meth:`calibrate_batches`.
+        Whether fit ends by learning what :meth:`check_batch` and :meth:`adapt` need, as :meth:`calibrate_batches` does.
     random_state : int, RandomState or None, default=None
         Seeds weights, order, dropout and splits. The global random state is neither read nor changed: None is another
         seed each time. On a CPU, the same data, seed and number of threads give the same features to the bit.

@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 
 __all__ = ["load", "save"]
 
-FORMAT = 2  # 1 knew neither calibration nor adaptation
+FORMAT = 1
 MAX_HEADER = 1 << 24  # bytes of the JSON document: a history of some thousand epochs takes a hundredth of it
 _ENTRY, _DIGEST = "skbegan", "digest"
 _SCALINGS = {

@@ -2,9 +2,9 @@
 
 Held-out cells are shown to the model in many styles: mixtures of the differences between the known batches, drawn wider
 than these, with other gain, offset, illumination, focus, noise and magnification on top. Their cell types are known, so
-that a regression can learn how signals that need no types go with the share of right types (confidence, after Guillory et al.,
-ICCV 2021; agreement of two views, after Jiang et al., ICLR 2022) and with the error of the predicted images (the
-difference of those from two views).
+that a regression can learn how signals that need no types go with the share of right types (confidence, after Guillory
+et al., ICCV 2021; agreement of two views, after Jiang et al., ICLR 2022) and with the error of the predicted images
+(the difference of those from two views).
 """
 
 from __future__ import annotations
@@ -130,7 +130,8 @@ class Calibration:
         shapes: dict[str, tuple[int, ...]] = {
             "typical": image, "type_statistics": (rows["type_statistics"], s), "known": (rows["known"], s),
             "looks": (rows["looks"], s), "centre": (s,), "whitening": (s, s), "distances": (rows["distances"],),
-            "suspicion": (len(FAULTS), 1 + 2 * s), "limits": (1 + len(FAULTS),), "traits": (s + 1, t), "trait_error": (t,), "trait_known": (t,),
+            "suspicion": (len(FAULTS), 1 + 2 * s), "limits": (1 + len(FAULTS),),
+            "traits": (s + 1, t), "trait_error": (t,), "trait_known": (t,),
             "accuracy": (3, 3) if known else (0,), "error": (3, 2),
             "accuracy_residuals": (rows["accuracy_residuals"],), "error_residuals": (rows["error_residuals"],),
             "seen": (2,), "n_held_out": (1,), "class_centre": (d,), "class_scale": (d,), "class_coef": (known, d),
