@@ -137,7 +137,7 @@ def _with_statistics(reader: Reader, model: FittedModel, images: Tensor, levels:
     x, count = by_itself(images) if source.per_image else images, 0
     with autocast(x.device, dtype):
         for level in generator.encoder:
-            x = level.conv(x)
+            x = level.conv(x)  # type: ignore[operator]
             if isinstance(level.norm, nn.BatchNorm2d):
                 count += 1
                 if levels is None or count <= levels:
@@ -147,7 +147,7 @@ def _with_statistics(reader: Reader, model: FittedModel, images: Tensor, levels:
                     assert old_mean is not None and old_var is not None
                     level.norm.running_var = (old_var * (var / old_var).pow(weight)).to(old_var)
                     level.norm.running_mean = (old_mean + weight * (mean - old_mean)).to(old_mean)
-            x = F.leaky_relu(level.norm(x), LEAK)
+            x = F.leaky_relu(level.norm(x), LEAK)  # type: ignore[operator]
     return replace(model, weights=to_numpy(generator))
 
 

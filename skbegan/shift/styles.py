@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -50,7 +51,7 @@ class Style:
     inverted: bool = False
 
     def traits(self) -> np.ndarray:
-        """Return the traits that `checking.TRAITS` names: logarithms of gain, sharpness and zoom, others as they are."""
+        """Return the traits that `checking.TRAITS` names: logarithms of gain, sharpness and zoom, others as is."""
         sharp = float(np.mean(self.radial[1:])) if self.radial else 0.0
         gain = float(np.log(self.gain)) + (self.radial[0] if self.radial else 0.0)
         shading = (self.tilt_x, self.tilt_y, self.bow)
@@ -138,7 +139,7 @@ def draw_broken(rng: np.random.Generator, fault: str) -> Style:
             return replace(plain, defocus=rng.uniform(2.5, 6.0))
         case "saturation":  # cut off at less than the usual range, on either side
             gain, level = rng.uniform(1.5, 4.0), rng.uniform(-0.3, 1.0)
-            ends = {"high": level} if rng.random() < 0.7 else {"low": -level}
+            ends: dict[str, Any] = {"high": level} if rng.random() < 0.7 else {"low": -level}
             return replace(plain, gain=gain, offset=rng.uniform(-0.5, 0.5), **ends)
         case "enlarged" | "shrunk":
             factor = rng.uniform(1.4, 2.5)
