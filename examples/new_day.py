@@ -6,7 +6,7 @@
     python examples/new_day.py [OUTPUT_FOLDER]
 
 Four cell types are imaged on six simulated days. Each day in turn is left out: a small model is fitted on the others
-with ``calibrate=True``, and from unlabelled cells of the day that was left out :meth:`~skbegan.BeGANTransformer.check_batch`
+with ``calibrate=True``, and from unlabelled cells of the day left out :meth:`~skbegan.BeGANTransformer.check_batch`
 says what share of cell types to expect. The same is then counted, without adapting and after
 :meth:`~skbegan.BeGANTransformer.adapt` with ``apply=True``. The picture, ``new_day.png``, shows expected against found.
 

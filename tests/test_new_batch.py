@@ -63,6 +63,7 @@ def test_inverted_contrast_is_farther_and_refused(est, data):
     assert report.distance > est.check_batch(known).distance
 
 
+@pytest.mark.slow
 def test_calibrating_afterwards_gives_what_fit_gave(est, data, new):
     later = BeGANTransformer(**PARAMETERS, device="cpu").fit(*data)
     assert np.array_equal(later.transform(new), est.transform(new))  # calibration changes no model
@@ -120,6 +121,7 @@ def test_bad_input_gets_one_clear_message(est, new, method):
         getattr(est, method)(new[:, :8])
 
 
+@pytest.mark.slow
 def test_cells_of_unknown_type_are_left_out(data, new):
     types = data[3].astype(object)
     types[::5] = None
