@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from skbegan.io.model_file import load, save
     from skbegan.io.profiles import write_profiles
     from skbegan.presets import PRESETS
+    from skbegan.shift.checking import UnusableBatchWarning
 
 __all__ = [
     "PRESETS",
@@ -28,6 +29,7 @@ __all__ = [
     "OnlineRemoval",
     "ProfileAlignment",
     "PublishedRemoval",
+    "UnusableBatchWarning",
     "__version__",
     "datasets",
     "load",
@@ -49,6 +51,7 @@ _HOMES = {
     "PUBLISHED": "skbegan.config",
     "ProfileAlignment": "skbegan.config",
     "PublishedRemoval": "skbegan.config",
+    "UnusableBatchWarning": "skbegan.shift.checking",
     "load": "skbegan.io.model_file",
     "load_keras_generator": "skbegan.io.keras",
     "save": "skbegan.io.model_file",

@@ -101,6 +101,7 @@ class ModelEstimator(BaseEstimator):
     def _adopt(self, model: FittedModel) -> Self:
         """Take over a fitted model and show its parts as attributes, in one step that nothing can interrupt."""
         parts = {name: operator.attrgetter(path)(model) for name, path in _FITTED.items()}
+        self.__dict__.pop("adaptation_", None)
         self.__dict__.update(parts, _model=model)
         return self
 
@@ -382,6 +383,18 @@ class ModelEstimator(BaseEstimator):
     def __setstate__(self, state: dict[str, Any]) -> None:
         checks.warn_of_versions(state.pop("_versions", {}), versions(), f"this {type(self).__name__}")
         super().__setstate__(state)
+
+
+class ImagesIn:
+    """Mixin, the first of the bases: what scikit-learn is to know of transformers of images that need targets."""
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()  # type: ignore[misc]
+        tags.input_tags.two_d_array = False
+        tags.input_tags.three_d_array = True
+        tags.target_tags.required = True
+        tags.transformer_tags.preserves_dtype = []
+        return tags
 
 
 def first_argument_by_name(method: Callable[..., Any]) -> Callable[..., Any]:

@@ -404,6 +404,7 @@ class Runtime:
     callback: Callable[[Any], bool | None] | None = parameter(None, Function())
     checkpoint_dir: Any = parameter(None, Folder())
     verbose: int = parameter(0, Verbosity())
+    calibrate: bool = parameter(False, Flag())
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,8 @@ from sklearn.utils.metadata_routing import UNUSED
 from sklearn.utils.validation import check_is_fitted
 
 from skbegan import checks
-from skbegan._model_estimator import ModelEstimator, first_argument_by_name
+from skbegan._model_estimator import ImagesIn, first_argument_by_name
+from skbegan._shift_estimator import ShiftEstimator
 from skbegan.config import Config, OnlineRemoval, ProfileAlignment, RemovalMethod
 
 __all__ = ["BeGANTransformer"]
@@ -21,7 +22,7 @@ __all__ = ["BeGANTransformer"]
 _REQUESTS: dict[str, bool | str] = {"X_bf": UNUSED, "batch": True, "cell_type": True, "y_qpi": True}
 
 
-class BeGANTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ModelEstimator):
+class BeGANTransformer(ImagesIn, ClassNamePrefixFeaturesOutMixin, TransformerMixin, ShiftEstimator):
     """Batch-free profiles and quantitative phase images of single cells from brightfield crops.
 
     Stage 1, pretraining: a pix2pix conditional GAN that predicts the target image (the quantitative phase image, QPI)
@@ -124,6 +125,8 @@ class BeGANTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ModelE
     checkpoint_dir : str or path, default=None
         Where the state of training is written after each epoch. A fit that was stopped goes on from there when it is
         repeated with the same data and parameters; the files are removed at the end.
+    calibrate : bool, default=False
+        Whether fit ends by learning what :meth:`check_batch` and :meth:`adapt` need, as :meth:`calibrate_batches` does.
     random_state : int, RandomState or None, default=None
         Seeds weights, order, dropout and splits. The global random state is neither read nor changed: None is another
         seed each time. On a CPU, the same data, seed and number of threads give the same features to the bit.
@@ -226,6 +229,7 @@ class BeGANTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ModelE
         warm_start: bool = False,
         callback: Callable[[Any], bool | None] | None = None,
         checkpoint_dir: Any = None,
+        calibrate: bool = False,
         random_state: Any = None,
         verbose: int = 0,
     ) -> None:
@@ -265,6 +269,7 @@ class BeGANTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ModelE
         self.warm_start = warm_start
         self.callback = callback
         self.checkpoint_dir = checkpoint_dir
+        self.calibrate = calibrate
         self.random_state = random_state
         self.verbose = verbose
 
@@ -435,16 +440,6 @@ class BeGANTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ModelE
         from skbegan.metrics.images import explained_share
 
         return explained_share(self.predict_image(bf).reshape(target.shape), target)
-
-    # What scikit-learn asks ---------------------------------------------------------------------------------------
-
-    def __sklearn_tags__(self) -> Any:
-        tags = super().__sklearn_tags__()
-        tags.input_tags.two_d_array = False
-        tags.input_tags.three_d_array = True
-        tags.target_tags.required = True
-        tags.transformer_tags.preserves_dtype = []
-        return tags
 
 
 # scikit-learn wraps these for set_output under the name X for the first argument.

@@ -181,6 +181,10 @@ class Stages:
             self.events.append(self._what_ran(removes))
         runtime = self.config.runtime
         model.check_finite(self.dataset.bf, self.split.train_rows, device=str(self.device), precision=runtime.precision)
+        if runtime.calibrate:
+            from skbegan.shift.of_fit import with_calibration
+
+            model = with_calibration(model, self.config, self.dataset, self.split, self.design)
         events = [*(self.earlier.history.get("events", ()) if self.earlier else ()), *map(str, self.events)]
         model = replace(model, history={**self.history, "events": events})
         return Fit(model, self.events, self.checkpoints, interrupted)

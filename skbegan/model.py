@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from skbegan.core.standalone import StandaloneModel
     from skbegan.data.source import ImageSource, Scaling
     from skbegan.restyling import TargetStyles
+    from skbegan.shift.calibration import Calibration
 
 FAR = 2.0  # times the range of training, beyond either end: more than instruments differ by
 FAINT = 50.0  # times narrower than the range of training
@@ -54,6 +55,10 @@ class FittedModel:
         What each of the batches has in the columns of the table that was given as batch.
     styles : TargetStyles or None
         What each batch does to target images, where stage 2 has freed the predicted ones of it.
+    calibration : Calibration or None
+        What the model knows of batches, see :mod:`skbegan.shift.calibration`.
+    adaptation : dict of str to ndarray or None
+        State of the :class:`~skbegan.core.input_map.InputMap` of a model that was adapted to a new batch.
     """
 
     weights: Weights
@@ -70,6 +75,8 @@ class FittedModel:
     discriminator: Weights | None = None
     batch_columns: dict[str, np.ndarray] | None = None
     styles: TargetStyles | None = None
+    calibration: Calibration | None = None
+    adaptation: Weights | None = None
 
     @property
     def base_width(self) -> int:
@@ -238,7 +245,8 @@ class FittedModel:
             from_numpy(generator, self.weights)
             parts = np.array_split(rows, max(1, len(rows) // minibatch_size))
             estimate_population_statistics(generator, (source.take(part) for part in parts), dtype)
-            return dataclasses.replace(self, weights=to_numpy(generator))
+            # What was calibrated was the model with the earlier statistics.
+            return dataclasses.replace(self, weights=to_numpy(generator), calibration=None)
 
     def check_goes_on(self, config: Config, bf: np.ndarray, target: np.ndarray, removes: bool) -> None:
         """Check that a warm start can go on from here.
@@ -313,7 +321,7 @@ class FittedModel:
         from skbegan.core.standalone import StandaloneModel
 
         with undisturbed():
-            return StandaloneModel(self.weights, self.bf_scaling, self.target_scaling, self._per_image)
+            return StandaloneModel(self.weights, self.bf_scaling, self.target_scaling, self._per_image, self.adaptation)
 
     def _ready(
         self, bf: np.ndarray, device: str, precision: str, folded: bool
@@ -331,7 +339,12 @@ class FittedModel:
             generator = generator_of(self.weights, where, dtype)
             cached = made_for, fold(generator, dtype) if folded else generator
             object.__setattr__(self, "_generator", cached)  # no field: not pickled, not copied
-        return cached[1], ImageSource(bf, self.bf_scaling, where, dtype, self._per_image), dtype
+        adaptation = None
+        if self.adaptation is not None:
+            from skbegan.core.input_map import input_map_of
+
+            adaptation = input_map_of(self.adaptation, where, dtype)
+        return cached[1], ImageSource(bf, self.bf_scaling, where, dtype, self._per_image, adaptation), dtype
 
     def __getstate__(self) -> dict[str, Any]:
         # The generator is built again from the weights where it is used, on the device of there.

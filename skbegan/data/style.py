@@ -242,6 +242,20 @@ class BatchStyles:
         chosen = (chance < share * self.unseen_share) & self._usable[cells.cell_type, cells.batch]
         return torch.where((chosen & (comparable.sum(1) > 1))[:, None, None, None], unseen, moved)
 
+    def in_unseen_style(self, cells: Minibatch, spread: float) -> Tensor:
+        """Return the brightfield of the cells in one unseen style, the same for all of them.
+
+        It scatters about the mean of the batches `spread` times as widely as these do.
+        """
+        if self._styles is None:
+            return cells.source
+        mixes = torch.randn((2, 1, self.n_batches), generator=self.rng).to(cells.source)
+        comparable = self._comparable[cells.cell_type].to(mixes.dtype)
+        mixes = mixes * comparable * spread / comparable.sum(1, keepdim=True).clamp(min=1).sqrt()
+        moved = self._styles[0].unseen(cells.source, cells.cell_type, cells.batch, mixes)
+        known = (self._row[cells.cell_type, cells.batch] >= 0) & (comparable.sum(1) > 1)
+        return torch.where(known[:, None, None, None], moved, cells.source)
+
     def target(self, cells: Minibatch, share: float) -> Tensor:
         """Return the target of the cells, a share of them in the style of another batch.
 

@@ -1,8 +1,9 @@
 """Fitted models in one file that runs no code when it is loaded: safetensors for the weights, JSON for the rest.
 
 A file is a safetensors file. Its tensors are the state of the generator, with what makes profiles of its features
-(``profile.*``) and takes the batch from its images (``erasure.*``) where they were fitted, and what its batches do to
-target images (``style.*``) where that was measured. Its metadata has two entries: ``"skbegan"``, a JSON document, and
+(``profile.*``) and takes the batch from its images (``erasure.*``) where they were fitted, what its batches do to
+target images (``style.*``) where that was measured, what it knows of batches (``calibration.*``) and its adaptation to
+a new one (``adaptation.*``), if there are any. Its metadata has two entries: ``"skbegan"``, a JSON document, and
 ``"digest"``, the SHA-256 of that document and of all tensors. The document holds
 
 ``format``      number of the format
@@ -38,6 +39,8 @@ from skbegan.io.plain_data import decode, encode
 
 if TYPE_CHECKING:
     from skbegan.estimator import BeGANTransformer
+    from skbegan.model import FittedModel
+    from skbegan.shift.calibration import Calibration
 
 __all__ = ["load", "save"]
 
@@ -50,6 +53,8 @@ _SCALINGS = {
     "qpi_mean": "target_shape",
     "qpi_scale": "target_shape",
 }
+_BESIDE = ("calibration.", "adaptation.")  # beginnings of the names of tensors that are not of the generator
+_MAY_BE_UNKNOWN = ("calibration.seen", "calibration.class_scale", "calibration.accuracy", "calibration.error")
 NOT_SAVED = ("memory", "checkpoint_dir", "callback")  # of this machine, or code
 
 
@@ -133,13 +138,49 @@ def save(est: BeGANTransformer, path: str | os.PathLike[str]) -> None:
         "parameters": parameters,
         "fitted": {name: encode(value) for name, value in fitted.items()},
     }
-    weights = {name: np.ascontiguousarray(array) for name, array in model.weights.items()}
+    weights = {name: np.ascontiguousarray(array) for name, array in (model.weights | _beside(model)).items()}
     text = json.dumps(document, allow_nan=False)
     if len(text) > MAX_HEADER:
         raise ValueError(f"labels and history take {len(text)} bytes, more than the {MAX_HEADER} that a file may hold")
     weights |= styles_as_tensors(model.styles)
     entries = {_ENTRY: text, _DIGEST: _digest(text, weights)}
     _replace(Path(path), safetensors.numpy.save(weights, metadata=entries))
+
+
+def _beside(model: FittedModel) -> dict[str, np.ndarray]:
+    """Return the tensors that are not of the generator."""
+    parts = {"calibration.": model.calibration and model.calibration.as_arrays(), "adaptation.": model.adaptation}
+    return {f"{start}{name}": array for start, part in parts.items() for name, array in (part or {}).items()}
+
+
+def _read_beside(
+    path: Path, tensors: Mapping[str, np.ndarray], fitted: Mapping[str, Any], weights: Mapping[str, np.ndarray]
+) -> tuple[Calibration | None, dict[str, np.ndarray] | None]:
+    """Return calibration and adaptation, checked."""
+    from skbegan.core.input_map import InputMap
+    from skbegan.shift.calibration import Calibration
+
+    for name, values in tensors.items():
+        whole = np.isfinite(values) | name.endswith(_MAY_BE_UNKNOWN)
+        if values.dtype not in (np.float32, np.float64) or not np.all(whole):
+            raise _refusal(path, f"tensor {name} should hold finite float32 or float64")
+    calibration, adaptation = (
+        {name.removeprefix(start): values for name, values in tensors.items() if name.startswith(start)} or None
+        for start in _BESIDE
+    )
+    n_channels, side = _n_channels(fitted["image_shape"]), fitted["image_shape"][0]
+    if adaptation is not None:
+        expected = {name: tuple(values.shape) for name, values in InputMap(n_channels, side).state_dict().items()}
+        if {name: values.shape for name, values in adaptation.items()} != expected:
+            raise _refusal(path, f"its adaptation should have tensors {expected}")
+    if calibration is None:
+        return None, adaptation
+    length = len(weights["profile.write"][0]) if "profile.write" in weights else fitted["n_features"]
+    n_types = None if fitted["cell_types"] is None else len(fitted["cell_types"])
+    try:
+        return Calibration.of_arrays(calibration, (n_channels, side, side), length, n_types), adaptation
+    except ValueError as error:
+        raise _refusal(path, f"its calibration cannot be used: {error}") from error
 
 
 def _plain_config(found: config.Config | None) -> config.Config | None:
@@ -214,11 +255,13 @@ def load(path: str | os.PathLike[str]) -> BeGANTransformer:
             est, fitted = _estimator(path, document)
             weights = _weights(path, file, fitted)
             styles = _styles(path, file, fitted)
-            if (file.metadata() or {}).get(_DIGEST) != _digest(text, weights | styles):
+            beside = {name: file.get_tensor(name) for name in file.keys() if name.startswith(_BESIDE)}
+            if (file.metadata() or {}).get(_DIGEST) != _digest(text, weights | styles | beside):
                 raise _refusal(path, "its content does not match its digest: it was damaged or changed")
     except safetensors.SafetensorError as error:
         raise _refusal(path, f"it is no safetensors file, or a damaged one ({error})") from error
     _check_weights(path, weights | styles)
+    calibration, adaptation = _read_beside(path, beside, fitted, weights)
     model = FittedModel(
         weights=weights,
         bf_scaling=Scaling(fitted["bf_mean"], fitted["bf_scale"]),
@@ -230,6 +273,8 @@ def load(path: str | os.PathLike[str]) -> BeGANTransformer:
         config=fitted["config"],
         **{name: fitted[name] for name in _OPTIONAL if name in fitted},
         styles=styles_of(styles),
+        calibration=calibration,
+        adaptation=adaptation,
     )
     checks.warn_of_versions(document["versions"], versions(), str(path))
     return est._adopt(model)
@@ -384,7 +429,7 @@ def _weights(path: Path, file: Any, fitted: dict[str, Any]) -> dict[str, np.ndar
 
     from skbegan.core.networks import Generator, with_outputs
 
-    shapes = {name: file.get_slice(name).get_shape() for name in file.keys() if not name.startswith(STYLE)}
+    shapes = {name: file.get_slice(name).get_shape() for name in file.keys() if not name.startswith((STYLE, *_BESIDE))}
     try:
         with torch.device("meta"):
             generator = Generator(
