@@ -38,7 +38,8 @@ def two(tmp_path_factory: pytest.TempPathFactory) -> Any:
 @pytest.fixture(scope="module")
 def one() -> Any:
     """The fits of one process."""
-    return {job.__name__: job(0, Path()) for job in (processes.everything, processes.published, processes.streamed)}
+    jobs = (processes.everything, processes.unknown_types, processes.published, processes.streamed)
+    return {job.__name__: job(0, Path()) for job in jobs}
 
 
 def apart(one: dict[str, Any], other: dict[str, Any], stage: str) -> dict[str, float]:
@@ -56,7 +57,7 @@ def same_model(a: dict[str, Any], b: dict[str, Any]) -> bool:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["everything", "published", "resumed", "streamed"])
+@pytest.mark.parametrize("kind", ["everything", "unknown_types", "published", "resumed", "streamed"])
 def test_two_processes_equal_one(one, two, kind):
     """In float64, so that nothing but a different order of sums is between them.
 

@@ -63,24 +63,29 @@ def active_share(features: Tensor) -> Tensor:
     return (spread > 0.01 * spread.max()).float().mean()
 
 
-def _mean_of(each: Tensor, known: Tensor) -> Tensor:
-    """Return the mean over the cells of known type; 0 where there are none."""
+def _mean_of(each: Tensor, known: Tensor, among: Tensor | None) -> Tensor:
+    """Return the mean over the cells of known type; 0 where there are none.
+
+    With the mask of the cells of all processes it is their mean that the means of the processes average to.
+    """
     weights = known.to(each.dtype)
-    return (each * weights).sum() / weights.sum().clamp(min=1)
+    if among is None or len(among) == len(known):
+        return (each * weights).sum() / weights.sum().clamp(min=1)
+    return (each * weights).sum() * (len(among) / len(known)) / among.sum().clamp(min=1)
 
 
-def cross_entropy(logits: Tensor, truth: Tensor, known: Tensor | None = None) -> Tensor:
+def cross_entropy(logits: Tensor, truth: Tensor, known: Tensor | None = None, among: Tensor | None = None) -> Tensor:
     """Return the mean cross-entropy of the cells; with a mask, of those whose type is known."""
     if known is None:
         return F.cross_entropy(logits, truth)
-    return _mean_of(F.cross_entropy(logits, truth, reduction="none"), known)
+    return _mean_of(F.cross_entropy(logits, truth, reduction="none"), known, among)
 
 
-def divergence(logits: Tensor, target: Tensor, known: Tensor | None = None) -> Tensor:
-    """Return the mean Kullback-Leibler divergence from target probabilities; with a mask as in `cross_entropy`."""
+def divergence(logits: Tensor, target: Tensor, known: Tensor | None = None, among: Tensor | None = None) -> Tensor:
+    """Return the mean Kullback-Leibler divergence from target probabilities; with masks as in `cross_entropy`."""
     if known is None:
         return F.kl_div(F.log_softmax(logits, 1), target, reduction="batchmean")
-    return _mean_of(F.kl_div(F.log_softmax(logits, 1), target, reduction="none").sum(1), known)
+    return _mean_of(F.kl_div(F.log_softmax(logits, 1), target, reduction="none").sum(1), known, among)
 
 
 # Without an adversary -------------------------------------------------------------------------------------------------

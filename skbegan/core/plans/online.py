@@ -218,12 +218,12 @@ class OnlinePlan(ConditionalGAN):
         losses = self.image_losses(cells, image, self.weights)
         for name, network in self.classifiers.items():
             known, types = self.known_types(name, cells)
-            losses[name] = cross_entropy(self.logits(name, network, image, features, cells), types, known)
+            losses[name] = cross_entropy(self.logits(name, network, image, features, cells), types, *known)
         for name, network in self.adversaries.items():
             # The divergence from the target: at 0 the adversary predicts the batch no better than the cell type does.
             known, types = self.known_types(name, cells)
             target = self.targets[types].to(features.dtype)
-            loss = divergence(self.logits(name, network, image, features, cells), target, known)
+            loss = divergence(self.logits(name, network, image, features, cells), target, *known)
             if name.endswith("image"):
                 losses["batch_image"] = loss
             else:
@@ -239,7 +239,7 @@ class OnlinePlan(ConditionalGAN):
             for name, network in readers.items():
                 known, types = self.known_types(name, cells)
                 truth = types if name in self.classifiers else self.read_by(name, cells).batch
-                loss = cross_entropy(self.logits(name, network, image, features, cells), truth, known)
+                loss = cross_entropy(self.logits(name, network, image, features, cells), truth, *known)
                 self.engine.descend(name, loss)
                 losses[name if name in self.adversaries else f"{name}_classifier"] = loss
         return losses
@@ -248,10 +248,13 @@ class OnlinePlan(ConditionalGAN):
         """Return the codes of the cells that a classifier sees: of images the own ones, of features all there are."""
         return cells if name.endswith("image") else cells.whole
 
-    def known_types(self, name: str, cells: Minibatch) -> tuple[Tensor | None, Tensor]:
-        """Return which cells that a classifier sees have a known type (None: all), and codes, 0 for the others."""
+    def known_types(self, name: str, cells: Minibatch) -> tuple[tuple[Tensor, ...], Tensor]:
+        """Return masks of known types, of the cells that a classifier sees and of all, and codes, 0 for unknown ones.
+
+        There are no masks where all types are known.
+        """
         types = self.read_by(name, cells).cell_type
-        return (types >= 0, types.clamp(min=0)) if self.partial else (None, types)
+        return ((types >= 0, cells.whole.cell_type >= 0), types.clamp(min=0)) if self.partial else ((), types)
 
     def logits(self, name: str, network: nn.Module, image: Tensor, features: Tensor, cells: Minibatch) -> Tensor:
         """Return a classifier's logits; adversaries also get the cell type, and so learn what it does not explain."""
