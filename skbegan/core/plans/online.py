@@ -249,10 +249,7 @@ class OnlinePlan(ConditionalGAN):
         return cells if name.endswith("image") else cells.whole
 
     def known_types(self, name: str, cells: Minibatch) -> tuple[tuple[Tensor, ...], Tensor]:
-        """Return masks of known types, of the cells that a classifier sees and of all, and codes, 0 for unknown ones.
-
-        There are no masks where all types are known.
-        """
+        """Return masks of known types, of cells that a classifier sees and of all (none: all known), and codes."""
         types = self.read_by(name, cells).cell_type
         return ((types >= 0, cells.whole.cell_type >= 0), types.clamp(min=0)) if self.partial else ((), types)
 
