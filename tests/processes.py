@@ -237,7 +237,8 @@ def cached(rank: int, folder: Path) -> Any:
     return {"fits": found, "epochs told": len(told)}
 
 
-ALL = (everything, unknown_types, published, resumed, streamed, stopped, failed, refused, interrupted, diverged, local, cached)
+_EQUAL = (everything, unknown_types, published, resumed, streamed)
+ALL = (*_EQUAL, stopped, failed, refused, interrupted, diverged, local, cached)
 
 
 # Starting them --------------------------------------------------------------------------------------------------------
