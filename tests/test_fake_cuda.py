@@ -20,13 +20,13 @@ import skbegan
 from skbegan import PUBLISHED, BeGANTransformer, OnlineRemoval, ProfileAlignment
 from skbegan.config import Config
 from skbegan.core import losses
-from skbegan.core.engine import Engine, new_rng, resolve_device, send, undisturbed
+from skbegan.core.engine import Engine, new_rng, resolve_device, undisturbed
 from skbegan.core.networks import new_network, to_numpy
 from skbegan.core.outputs import ProfileMap
 from skbegan.core.plans import online, pretraining, profile, published
 from skbegan.core.plans.pretraining import Start
 from skbegan.data.cells import Cells, Split
-from skbegan.data.source import Scaling
+from skbegan.data.source import Scaling, send
 from skbegan.design import Design
 
 SIDE, N, N_TYPES, N_BATCHES, SIZE = 16, 48, 3, 2, 12
@@ -56,7 +56,7 @@ class Ready:
 
     def step(self, progress: float) -> dict[str, torch.Tensor]:
         positions = torch.randperm(N, generator=self.order)[:SIZE]
-        return self.plan.step(self.cells.take(positions), progress)
+        return self.plan.step(self.cells.take(positions, draws=self.plan.draws(SIZE, progress)), progress)
 
 
 def prepared(

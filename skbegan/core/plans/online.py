@@ -40,14 +40,17 @@ from skbegan.core.losses import (
 )
 from skbegan.core.networks import Discriminator, Generator, frozen, new_network, untracked
 from skbegan.core.plans.pretraining import ConditionalGAN, Start, networks_of
-from skbegan.data.cells import Cells, Minibatch, Whole, symmetry
+from skbegan.core.plans.views import Views
+from skbegan.data.cells import Cells, Minibatch, Whole
 from skbegan.data.sampler import Sampler
+from skbegan.data.source import send
 from skbegan.data.style import BatchStyles
 from skbegan.design import Design
 
 ADVERSARY_HIDDEN = (256, 128)
 KNOWN_CELLS = 16384  # at most, whose features a new adversary learns from: memory does not grow with the data
 DEAD_SHARE = 0.05  # fewer active features than this share of all is a dead bottleneck
+WEIGHTS = "weights"  # of the losses, among the draws of a step
 RAMPED = ("batch", "batch_image", "alignment")
 
 
@@ -116,6 +119,8 @@ class OnlinePlan(ConditionalGAN):
                 "descriptors": method.descriptors,
             }
         )
+        two = "invariance" in self.weights or "identity" in self.weights
+        self.views = Views(method, styles, engine.rngs["order"], augment=config.augment, two=two)
         self.learning_rates = {
             "classifier": config.classifier_learning_rate,
             "adversary": method.adversary_learning_rate,
@@ -135,9 +140,12 @@ class OnlinePlan(ConditionalGAN):
 
     def step(self, cells: Minibatch, progress: float) -> Losses:
         """One step: views, generate, update discriminator and classifiers, then the generator with all else frozen."""
-        weights = self.weights_at(progress)
+        weights, draws = self.weights_at(progress), cells.draws
+        if draws is None:
+            drawn = self.draws(len(cells.whole.batch), progress)
+            draws = dict(zip(drawn, send(list(drawn.values()), self.engine.device), strict=True))
         wanted = None if self.descriptors is None else self.descriptors.wanted(cells)
-        cells, second = self.views(cells)
+        cells, second = self.views(cells, draws)
         image, features = self.generate(cells.source, self.engine.rngs["dropout"])
         losses: Losses = {}
         if "adversarial" in weights:
@@ -155,7 +163,7 @@ class OnlinePlan(ConditionalGAN):
                 losses["decorrelation"] = decorrelation(features)
             if self.activity is not None:
                 losses["activity"] = self.activity.loss(features)
-            losses["total"] = weighted_sum(losses, weights)
+            losses["total"] = weighted_sum(losses, weights, draws[WEIGHTS])
             self.engine.optimizers["generator"].learning_rate = self.learning_rate * self.decay_at(progress)
             self.engine.descend("generator", losses["total"])
         self.average.update(self.generator)
@@ -175,23 +183,10 @@ class OnlinePlan(ConditionalGAN):
             losses["descriptors"] = self.descriptors.loss(features, wanted)
         return losses
 
-    def views(self, cells: Minibatch) -> tuple[Minibatch, Tensor | None]:
-        """Return the cells in batch styles and random orientation, and the brightfields of their second view."""
-        method, rng = self.method, self.engine.rngs["order"]
-        turned = (lambda cells: symmetry(cells, rng)) if self.config.augment else (lambda cells: cells)
-        target = self.targets_of(cells)
-        source = self.styles.source(cells, method.brightfield_style_share)
-        first = turned(replace(cells, source=source, target=target))
-        if "invariance" not in self.weights and "identity" not in self.weights:
-            return first, None
-        other = self.styles.source(cells, method.style_share)
-        return first, turned(replace(cells, source=other)).source
-
-    def targets_of(self, cells: Minibatch) -> Tensor:
-        """Return the images that the generator is to predict: they tell the batch as little as the styles allow."""
-        if self.method.target_style == "canonical":
-            return self.styles.canonical_target(cells)
-        return self.styles.target(cells, self.method.style_share)
+    def draws(self, n: int, progress: float) -> dict[str, Tensor]:
+        """Draw styles and orientations; the weights of the losses at this progress come along."""
+        weights = torch.tensor(list(self.weights_at(progress).values()), dtype=self.engine.wide)
+        return {**self.views.draw(n, self.own(n)), WEIGHTS: weights}
 
     def weights_at(self, progress: float) -> dict[str, float]:
         """Return the weights of the losses: those that remove the batch rise from 0 over the ramp."""
@@ -268,7 +263,7 @@ class OnlinePlan(ConditionalGAN):
         """Return the generator's losses on held-out cells, and how many features are active."""
         readers = [*self.classifiers.values(), *self.adversaries.values()]
         if self.method.target_style == "canonical":
-            cells = replace(cells, target=self.targets_of(cells))
+            cells = replace(cells, target=self.styles.canonical_target(cells))
         with (
             torch.no_grad(),
             untracked(self.generator),
@@ -330,7 +325,9 @@ class OnlinePlan(ConditionalGAN):
         sampler = Sampler(len(cells), self.config.minibatch_size, rng, self.config.steps_per_epoch)
         for _ in range(self.method.warmup_epochs):
             for positions in sampler.epoch():
-                minibatch, _ = self.views(cells.take(positions, self.engine.group.rank, self.engine.group.world))
+                group, draws = self.engine.group, self.draws(len(positions), 0.0)
+                minibatch = cells.take(positions, group.rank, group.world, draws)
+                minibatch, _ = self.views(minibatch, minibatch.draws or {})
                 with torch.no_grad(), untracked(self.generator):
                     image, features = self.generate(minibatch.source, self.engine.rngs["dropout"])
                 self.update_classifiers(minibatch, image, features)
