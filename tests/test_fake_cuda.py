@@ -97,6 +97,19 @@ def test_a_step_stays_on_the_card_and_never_waits(name, precision, free):
             assert all(loss.device == CUDA for loss in found.values())
 
 
+@pytest.mark.parametrize(("name", "most"), {"pretraining": 260, "online": 800, "published": 425}.items())
+@pytest.mark.parametrize(("free", "copies"), [(40 << 30, 1), (1000, 3)], ids=["resident", "streamed"])
+def test_a_step_is_few_operations_and_all_it_draws_goes_in_one_pinned_copy(name, most, free, copies):
+    """Images that are not kept on the card take a copy each; networks of larger images have some operations more."""
+    with undisturbed(), FakeCuda(free) as fake:
+        ready = prepared(name)
+        ready.step(0.4)
+        mark, before = len(fake.events), sum(fake.launches.values())
+        ready.step(0.5)
+        assert [event.kind for event in fake.since(mark)] == ["pinned"] * copies
+        assert most / 2 < sum(fake.launches.values()) - before <= most
+
+
 @pytest.mark.parametrize("name", PLANS)
 def test_losses_are_those_of_the_cpu(name):
     """The stand-in's dropout draws what the CPU's does, which a card's would not."""

@@ -190,7 +190,7 @@ class StreamedCells(Cells):
 
     def __init__(self, known: Cells, batch: np.ndarray, cell_type: np.ndarray, stream: Stream) -> None:
         self.bf, self.target, self._known, self.stream = known.bf, known.target, known, stream
-        self._codes = batch, cell_type
+        self._all_codes = batch, cell_type
         self._rows = RowsExcept(len(batch), stream.held_out)
         self._buffer: RowBuffer | None = None
 
@@ -216,7 +216,7 @@ class StreamedCells(Cells):
         own = slice(rank * size, (rank + 1) * size)
         images = self._buffer.take(indices[own].numpy())
         rows = self._rows[indices.numpy()]
-        codes = [torch.from_numpy(codes[rows].astype(np.int64)) for codes in self._codes]
+        codes = [torch.from_numpy(codes[rows].astype(np.int64)) for codes in self._all_codes]
         batch, cell_type, *drawn = send([*codes, *(draws or {}).values()], self.bf.device)
         there = None if draws is None else dict(zip(draws, drawn, strict=True))
         part_of = Whole(batch, cell_type, None, own.start) if world > 1 else None

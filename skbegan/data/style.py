@@ -329,15 +329,16 @@ class BatchStyles:
         place = (drawn.place[:, None] >= self._cumulative[cell_type]).sum(1).clamp(max=self.n_batches - 1)
         after = torch.where(drawn.moved & self._usable[cell_type, batch], place, batch)
         mean, shift, gain = style.between(cell_type, batch, after)
-        stays = batch == after
-        if drawn.unseen is not None and drawn.mixes is not None:
-            mixes = drawn.mixes * self._comparable[cell_type].to(drawn.mixes.dtype) / self._root[cell_type]
-            chosen = drawn.unseen & self._open[cell_type, batch]
-            stays = stays & ~chosen
-            others = style.unseen(batch, mixes)
-            chosen = chosen[:, None, None, None]
-            shift, gain = (torch.where(chosen, a, b) for a, b in zip(others, (shift, gain), strict=True))
-        return torch.where(stays[:, None, None, None], images, style.apply(images, mean, shift, gain))
+        if drawn.unseen is None or drawn.mixes is None:
+            return torch.where((batch == after)[:, None, None, None], images, style.apply(images, mean, shift, gain))
+        mixes = drawn.mixes * self._comparable[cell_type].to(drawn.mixes.dtype) / self._root[cell_type]
+        chosen = drawn.unseen & self._open[cell_type, batch]
+        moves = ((batch != after) | chosen)[:, None, None, None]
+        others = style.unseen(batch, mixes)
+        chosen = chosen[:, None, None, None]
+        shift, gain = (torch.where(chosen, a, b) for a, b in zip(others, (shift, gain), strict=True))
+        # The layout is that of the first: of what was moved, as in earlier releases.
+        return torch.where(moves, style.apply(images, mean, shift, gain), images)
 
     def canonical_target(self, cells: Minibatch) -> Tensor:
         """Return the target of the cells in one style, the mean of all batches that compare with their type.

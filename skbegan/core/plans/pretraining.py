@@ -190,7 +190,9 @@ class PretrainingPlan(ConditionalGAN):
         """Return the share of the learning rate: with decay it rises at first and falls over the last part."""
         if self.config.decay == 0:
             return 1.0
-        return min(1.0, (progress + 1e-3) / WARMUP) * min(1.0, (1.0 - progress) / self.config.decay + 0.02)
+        rising, falling = (progress + 1e-3) / WARMUP, (1.0 - progress) / self.config.decay + 0.02
+        share: float = min(1.0, rising) * min(1.0, falling)
+        return share
 
     def validate(self, cells: Minibatch) -> Losses:
         """Return the generator's losses on held-out cells."""
