@@ -8,7 +8,7 @@ import torch
 
 from skbegan import BeGANTransformer, OnlineRemoval, ProfileAlignment
 from skbegan.core.descriptors import Descriptors, measure, n_descriptors, signs_of
-from skbegan.core.losses import identity
+from skbegan.core.losses import identity, standardised
 from skbegan.data.cells import Cells, Split
 from skbegan.data.source import Scaling
 from skbegan.data.style import BatchStyles
@@ -73,9 +73,10 @@ def test_odd_images_give_finite_descriptors_and_gradients():
 def test_identity_is_least_where_each_cell_finds_itself():
     rng = torch.Generator().manual_seed(0)
     features = torch.randn(64, 16, generator=rng)
-    same = identity(features, features + 0.1 * torch.randn(64, 16, generator=rng), 0.2)
-    others = identity(features, features.roll(1, 0), 0.2)
-    chance = identity(features, torch.randn(64, 16, generator=rng), 0.2)
+    scaled = standardised(features)
+    same = identity(scaled, standardised(features + 0.1 * torch.randn(64, 16, generator=rng)), 0.2)
+    others = identity(scaled, scaled.roll(1, 0), 0.2)
+    chance = identity(scaled, standardised(torch.randn(64, 16, generator=rng)), 0.2)
     assert same < 1.0 < float(np.log(64)) - 1 < chance < others
 
 

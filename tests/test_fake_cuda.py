@@ -20,13 +20,13 @@ import skbegan
 from skbegan import PUBLISHED, BeGANTransformer, OnlineRemoval, ProfileAlignment
 from skbegan.config import Config
 from skbegan.core import losses
-from skbegan.core.engine import Engine, new_rng, resolve_device, send, undisturbed
+from skbegan.core.engine import Engine, new_rng, resolve_device, undisturbed
 from skbegan.core.networks import new_network, to_numpy
 from skbegan.core.outputs import ProfileMap
 from skbegan.core.plans import online, pretraining, profile, published
 from skbegan.core.plans.pretraining import Start
 from skbegan.data.cells import Cells, Split
-from skbegan.data.source import Scaling
+from skbegan.data.source import Scaling, send
 from skbegan.design import Design
 
 SIDE, N, N_TYPES, N_BATCHES, SIZE = 16, 48, 3, 2, 12
@@ -56,7 +56,7 @@ class Ready:
 
     def step(self, progress: float) -> dict[str, torch.Tensor]:
         positions = torch.randperm(N, generator=self.order)[:SIZE]
-        return self.plan.step(self.cells.take(positions), progress)
+        return self.plan.step(self.cells.take(positions, draws=self.plan.draws(SIZE, progress)), progress)
 
 
 def prepared(
@@ -95,6 +95,19 @@ def test_a_step_stays_on_the_card_and_never_waits(name, precision, free):
             with no_waits(fake):
                 found = ready.step(progress)
             assert all(loss.device == CUDA for loss in found.values())
+
+
+@pytest.mark.parametrize(("name", "most"), {"pretraining": 260, "online": 800, "published": 425}.items())
+@pytest.mark.parametrize(("free", "copies"), [(40 << 30, 1), (1000, 3)], ids=["resident", "streamed"])
+def test_a_step_is_few_operations_and_all_it_draws_goes_in_one_pinned_copy(name, most, free, copies):
+    """Images that are not kept on the card take a copy each; networks of larger images have some operations more."""
+    with undisturbed(), FakeCuda(free) as fake:
+        ready = prepared(name)
+        ready.step(0.4)
+        mark, before = len(fake.events), sum(fake.launches.values())
+        ready.step(0.5)
+        assert [event.kind for event in fake.since(mark)] == ["pinned"] * copies
+        assert most / 2 < sum(fake.launches.values()) - before <= most
 
 
 @pytest.mark.parametrize("name", PLANS)

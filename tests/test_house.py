@@ -124,6 +124,7 @@ def test_within_the_core_imports_run_one_way():
         "classifiers",
         "loop",
         "plans.pretraining",
+        "plans.views",
         "plans.online",
         "plans.published",
         "plans.profile",

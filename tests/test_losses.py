@@ -7,7 +7,15 @@ import pytest
 import torch
 
 from skbegan.core.engine import new_rng
-from skbegan.core.losses import Activity, BatchAlignment, decorrelation, invariance, positive, weighted_sum
+from skbegan.core.losses import (
+    Activity,
+    BatchAlignment,
+    decorrelation,
+    invariance,
+    positive,
+    standardised,
+    weighted_sum,
+)
 from skbegan.data.cells import Minibatch
 
 
@@ -111,10 +119,10 @@ def test_invariance_is_zero_for_equal_profiles_and_one_for_unrelated_ones():
 
 def test_decorrelation_is_the_mean_squared_correlation_of_pairs():
     a, b, c = torch.randn(3, 20000, generator=new_rng(0))
-    assert float(decorrelation(torch.stack([a, b, c], 1))) < 1e-3
-    assert float(decorrelation(torch.stack([a, -3 * a, 2 * a], 1))) == pytest.approx(1.0, abs=0.01)
-    assert float(decorrelation(torch.stack([a, a, b], 1))) == pytest.approx(1 / 3, abs=0.01)
-    half = decorrelation(torch.stack([a, (a + b) / 2**0.5], 1))
+    assert float(decorrelation(standardised(torch.stack([a, b, c], 1)))) < 1e-3
+    assert float(decorrelation(standardised(torch.stack([a, -3 * a, 2 * a], 1)))) == pytest.approx(1.0, abs=0.01)
+    assert float(decorrelation(standardised(torch.stack([a, a, b], 1)))) == pytest.approx(1 / 3, abs=0.01)
+    half = decorrelation(standardised(torch.stack([a, (a + b) / 2**0.5], 1)))
     assert float(half) == pytest.approx(0.5, abs=0.02)
 
 

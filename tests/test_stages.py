@@ -16,7 +16,7 @@ from skbegan.core.checkpoint import Checkpoint
 from skbegan.core.classifiers import CELL_TYPE_HIDDEN, FeatureClassifier, fit_classifier
 from skbegan.core.engine import Adam, Engine, new_rng
 from skbegan.core.loop import StageResult, run_stage
-from skbegan.core.losses import active_share, weighted_sum
+from skbegan.core.losses import active_share, standardised_once, weighted_sum
 from skbegan.core.networks import Discriminator, Generator, frozen, new_network, snapshot, to_numpy, untracked
 from skbegan.core.plans import online, pretraining, published
 from skbegan.core.plans.pretraining import Start
@@ -240,7 +240,8 @@ def test_online_generator_loss_gives_the_classifiers_no_gradient():
     readers = [*stage.classifiers.values(), *stage.adversaries.values()]
     before = states(stage)
     with frozen(stage.discriminator), frozen(*readers, batch_statistics=True):
-        weighted_sum(stage.generator_losses(cells, image, features), stage.weights).backward()
+        losses = stage.generator_losses(cells, image, standardised_once(features))
+        weighted_sum(losses, stage.weights).backward()
     assert all(p.grad is None for network in readers for p in network.parameters())
     assert all(p.grad is not None for p in stage.generator.parameters())
     for name, network in stage.networks.items():

@@ -140,13 +140,13 @@ def test_parameters_say_how_many_images_get_styles_and_how_far_unseen_ones_scatt
             super().__init__(*args, **kwargs)
             asked.update(kwargs.items())
 
-        def source(self, cells: Any, share: float) -> torch.Tensor:
+        def draw_source(self, n: int, share: float) -> Any:
             asked.add(("source", share))
-            return super().source(cells, share)
+            return super().draw_source(n, share)
 
-        def target(self, cells: Any, share: float) -> torch.Tensor:
+        def draw_target(self, n: int, share: float) -> Any:
             asked.add(("target", share))
-            return super().target(cells, share)
+            return super().draw_target(n, share)
 
     monkeypatch.setattr(online, "BatchStyles", Watched)
     removal = OnlineRemoval(
@@ -158,5 +158,5 @@ def test_parameters_say_how_many_images_get_styles_and_how_far_unseen_ones_scatt
     )
     BeGANTransformer(**(TINY | {"removal": removal})).fit(cells.bf, cells.qpi, cells.batch, cells.cell_type)
     # Learned from: brightfield and target; second view: brightfield.
-    shares = {("source", 0.25), ("target", 0.75), ("source", 0.75)}
+    shares = {("source", 0.25), ("target", 0.75), ("source", 0.75), ("target", 0.25)}
     assert asked == {("unseen_share", 0.6), ("unseen_spread", 0.5)} | shares

@@ -10,10 +10,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from skbegan.core.engine import Engine, send
+from skbegan.core.engine import Engine
 from skbegan.core.kept import KeptRows
 from skbegan.core.losses import group_cross_entropy
 from skbegan.core.networks import DrawsItself, Encoding, check_side, glorot_, same_block
+from skbegan.data.source import send
 
 
 class ImageClassifier(nn.Module):

@@ -71,10 +71,10 @@ class DescriptorLoss:
         self.engine.descend(HEAD, loss)
         return loss
 
-    def loss(self, features: Tensor, wanted: Tensor) -> Tensor:
-        """Return the loss of the features, the head being frozen."""
+    def loss(self, scaled: Tensor, wanted: Tensor) -> Tensor:
+        """Return the loss of standardised features, the head being frozen."""
         with frozen(self.head):
-            return F.smooth_l1_loss(self.head(standardised(features)), wanted)
+            return F.smooth_l1_loss(self.head(scaled), wanted)
 
     def restart(self) -> None:
         """Forget the momenta of the head."""

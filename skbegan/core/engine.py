@@ -6,11 +6,10 @@ import contextlib
 import functools
 import platform
 import threading
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from typing import NamedTuple, TypeVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from skbegan.core.parallel import ALONE, Group
@@ -152,20 +151,6 @@ def autocast(device: torch.device, dtype: torch.dtype) -> contextlib.AbstractCon
     return contextlib.nullcontext()
 
 
-def send(parts: Sequence[Tensor], device: torch.device) -> list[Tensor]:
-    """Return tensors of the CPU on a device: all in one copy, from pinned memory, which nothing has to wait for."""
-    if device.type == "cpu":
-        return list(parts)
-    flat = [part.contiguous().flatten().view(torch.uint8) for part in parts]
-    padded = [F.pad(part, (0, -len(part) % 8)) for part in flat]  # so that each begins where its numbers may
-    moved = torch.cat(padded).pin_memory().to(device, non_blocking=True)
-    found, start = [], 0
-    for part, own, whole in zip(parts, flat, padded, strict=True):
-        found.append(moved[start : start + len(own)].view(part.dtype).view(part.shape))
-        start += len(whole)
-    return found
-
-
 def new_rng(seed: int, device: torch.device | str = "cpu") -> torch.Generator:
     """Return a generator of random numbers of its own, which leaves the global one alone."""
     return torch.Generator(device=device).manual_seed(seed)
@@ -248,6 +233,11 @@ class Engine:
             name: new_rng(seed, device if name == "dropout" else "cpu") for name, seed in (seeds or {}).items()
         }
         self.optimizers: dict[str, Adam] = {}
+
+    @property
+    def wide(self) -> torch.dtype:
+        """Of the weights of networks, and of all that is not the networks' arithmetic."""
+        return torch.float64 if self.dtype is torch.float64 else torch.float32
 
     def place(self, network: Network) -> Network:
         """Move a network to the device, see :func:`place`, and make it one of those of all processes."""

@@ -58,6 +58,9 @@ class Plan(Protocol):
     def begin_epoch(self, epoch: int, cells: Cells) -> None:
         """Do what is due before an epoch, such as refreshing adversaries."""
 
+    def draws(self, n: int, progress: float) -> dict[str, Tensor]:
+        """Draw, on the CPU, what a step needs for `n` cells of all processes; it travels with the cells."""
+
     def step(self, cells: Minibatch, progress: float) -> dict[str, Tensor]:
         """Train on one minibatch; `progress` runs from 0 to 1 over the stage. Losses stay on the device."""
 
@@ -279,8 +282,9 @@ def _run_epoch(
     plan.begin_epoch(epoch, cells.known)
     losses, held_out, group = _Sums(), _Sums(), plan.engine.group
     for index, positions in enumerate(sampler.epoch()):
-        minibatch = cells.take(positions, group.rank, group.world)
-        losses.add(plan.step(minibatch, (epoch + index / sampler.n_steps) / epochs))
+        progress = (epoch + index / sampler.n_steps) / epochs
+        minibatch = cells.take(positions, group.rank, group.world, plan.draws(len(positions), progress))
+        losses.add(plan.step(minibatch, progress))
         bar.update()
         interrupts.check()
     group.average_statistics(plan.networks.values())

@@ -12,7 +12,7 @@ the maximum mean discrepancy.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -28,8 +28,10 @@ MIN_CELLS = 4  # in a group of type and batch, for its statistics to count
 OWN_SHARE = 0.1  # of the minibatch in the mean of a group; the rest is memory, without a gradient
 
 
-def weighted_sum(losses: Mapping[str, Tensor], weights: Mapping[str, float]) -> Tensor:
-    """Return the sum of the losses that have a weight, each times its weight."""
+def weighted_sum(losses: Mapping[str, Tensor], weights: Mapping[str, float], on_device: Tensor | None = None) -> Tensor:
+    """Return the sum of the losses that have a weight, each times its weight; the weights may be on the device too."""
+    if on_device is not None and all(name in losses for name in weights):
+        return (torch.stack([losses[name] for name in weights]) * on_device).sum()
     return torch.stack([weight * losses[name] for name, weight in weights.items() if name in losses]).sum()
 
 
@@ -195,7 +197,7 @@ def invariance(features: Tensor, others: Tensor) -> Tensor:
     return ((features - others).square().mean(0) / (spread + floor)).mean()
 
 
-def identity(features: Tensor, others: Tensor, temperature: float) -> Tensor:
+def identity(scaled: Tensor, others: Tensor, temperature: float) -> Tensor:
     """Return the cross-entropy of finding each cell's own second view among those of the minibatch, both ways.
 
     InfoNCE (van den Oord et al., arXiv:1807.03748, 2018; with two views as in Chen et al., ICML 2020) on the cosine of
@@ -204,12 +206,12 @@ def identity(features: Tensor, others: Tensor, temperature: float) -> Tensor:
 
     Parameters
     ----------
-    features, others : Tensor of shape (n, n_features)
-        Of the same cells in two views.
+    scaled, others : Tensor of shape (n, n_features)
+        Standardised features of the same cells in two views.
     temperature : float
     """
-    cosine = F.normalize(standardised(features)) @ F.normalize(standardised(others)).T
-    own = torch.arange(len(features), device=features.device)
+    cosine = F.normalize(scaled) @ F.normalize(others).T
+    own = torch.arange(len(scaled), device=scaled.device)
     return 0.5 * (F.cross_entropy(cosine / temperature, own) + F.cross_entropy(cosine.T / temperature, own))
 
 
@@ -222,13 +224,24 @@ def standardised(features: Tensor) -> Tensor:
     return (features - features.mean(0)) / (spread + 1e-3 * spread.detach().mean() + 1e-8).sqrt()
 
 
-def decorrelation(features: Tensor) -> Tensor:
-    """Return the mean squared correlation of pairs of features.
+def standardised_once(features: Tensor) -> Callable[[], Tensor]:
+    """Return what gives the standardised features to the losses that read them.
+
+    On a card they are computed once. On a CPU they are by each loss, where operations cost no launch: gradients are
+    added up in an order that releases before had too, so that seeded fits give the same numbers.
+    """
+    if features.device.type == "cuda":
+        scaled = standardised(features)
+        return lambda: scaled
+    return lambda: standardised(features)
+
+
+def decorrelation(scaled: Tensor) -> Tensor:
+    """Return the mean squared correlation of pairs of standardised features.
 
     With strongly correlated features the batch remains in their small differences, which are too faint for the
     alignment and the adversaries but not for a probe.
     """
-    scaled = standardised(features)
     correlation = scaled.T @ scaled / len(scaled)
     n = len(correlation)
     return (correlation.square().sum() - correlation.diagonal().square().sum()) / max(1, n * (n - 1))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor
 
 from skbegan.data.sampler import Sampler
-from skbegan.data.source import ImageSource, Scaling
+from skbegan.data.source import ImageSource, Scaling, send
 from skbegan.data.stream import RowBuffer, RowsExcept, Stream, StreamSampler, as_rows
 from skbegan.design import Design
 
@@ -37,6 +38,7 @@ class Minibatch:
     cell_type: Tensor
     position: Tensor | None = None
     part_of: Whole | None = None
+    draws: Mapping[str, Tensor] | None = None  # what a step draws for these cells, if it came along with them
 
     @property
     def whole(self) -> Whole:
@@ -81,8 +83,8 @@ class Cells:
         self, bf: ImageSource, target: ImageSource, batch: np.ndarray, cell_type: np.ndarray, rows: np.ndarray
     ) -> None:
         self.bf, self.target, self.rows = bf, target, rows
-        self.batch = torch.from_numpy(batch[rows].astype(np.int64)).to(bf.device)
-        self.cell_type = torch.from_numpy(cell_type[rows].astype(np.int64)).to(bf.device)
+        self._codes = [torch.from_numpy(codes[rows].astype(np.int64)) for codes in (batch, cell_type)]
+        self.batch, self.cell_type = (codes.to(bf.device) for codes in self._codes)
 
     @classmethod
     def of_split(
@@ -138,21 +140,40 @@ class Cells:
     def out_channels(self) -> int:
         return self.target.n_channels
 
-    def take(self, indices: Tensor, rank: int = 0, world: int = 1) -> Minibatch:
+    def take(
+        self, indices: Tensor, rank: int = 0, world: int = 1, draws: Mapping[str, Tensor] | None = None
+    ) -> Minibatch:
         """Return the cells at `indices`, a CPU tensor of positions within this set.
 
-        With several processes, `world`, those of the process `rank`: an equal part of them, in order.
+        With several processes, `world`, those of the process `rank`: an equal part of them, in order. `draws`, on the
+        CPU, travel along: codes, positions and draws go to a card in one copy.
         """
         size = len(indices) // world
-        start = rank * size
-        rows = self.rows[indices[start : start + size].numpy()]
-        place = indices.to(self.bf.device, non_blocking=True)
-        batch, cell_type = self.batch[place], self.cell_type[place]
+        own = slice(rank * size, (rank + 1) * size)
+        rows = self.rows[indices[own].numpy()]
+        sent = [indices, *(codes[indices] for codes in self._codes), torch.from_numpy(rows), *(draws or {}).values()]
+        place, batch, cell_type, at, *drawn = send(sent, self.bf.device)
+        there = None if draws is None else dict(zip(draws, drawn, strict=True))
         part_of = None
         if world > 1:
-            part_of = Whole(batch, cell_type, place, start)
-            batch, cell_type, place = (codes[start : start + size] for codes in (batch, cell_type, place))
-        return Minibatch(self.bf.take(rows), self.target.take(rows), batch, cell_type, place, part_of)
+            part_of = Whole(batch, cell_type, place, own.start)
+            batch, cell_type, place = (codes[own] for codes in (batch, cell_type, place))
+        images = self.bf.take(rows, at), self.target.take(rows, at)
+        return Minibatch(images[0], images[1], batch, cell_type, place, part_of, there)
+
+
+def draw_coins(n: int, rng: torch.Generator) -> Tensor:
+    """Draw for `n` cells which of the three changes of :func:`turned` they get, (3, n, 1, 1, 1)."""
+    return torch.rand(3, n, 1, 1, 1, generator=rng) < 0.5
+
+
+def turned(images: Tensor, coins: Tensor) -> Tensor:
+    """Flip and turn each of images: one of the eight symmetries of the square, which `coins` choose."""
+    for coin, change in zip(
+        coins, (lambda x: x.flip(2), lambda x: x.flip(3), lambda x: x.transpose(2, 3)), strict=True
+    ):
+        images = torch.where(coin, change(images), images)
+    return images
 
 
 class StreamedCells(Cells):
@@ -169,7 +190,7 @@ class StreamedCells(Cells):
 
     def __init__(self, known: Cells, batch: np.ndarray, cell_type: np.ndarray, stream: Stream) -> None:
         self.bf, self.target, self._known, self.stream = known.bf, known.target, known, stream
-        self._codes = batch, cell_type
+        self._all_codes = batch, cell_type
         self._rows = RowsExcept(len(batch), stream.held_out)
         self._buffer: RowBuffer | None = None
 
@@ -186,17 +207,21 @@ class StreamedCells(Cells):
         self._buffer = RowBuffer(sources, self._rows, stream.slots)
         return StreamSampler(stream, self._buffer, size, rng, steps)
 
-    def take(self, indices: Tensor, rank: int = 0, world: int = 1) -> Minibatch:
+    def take(
+        self, indices: Tensor, rank: int = 0, world: int = 1, draws: Mapping[str, Tensor] | None = None
+    ) -> Minibatch:
         """Return the cells at `indices`, see :meth:`Cells.take`; those of the minibatch drawn last are in memory."""
         assert self._buffer is not None, "the cells of a stream are drawn by its sampler"
         size = len(indices) // world
         own = slice(rank * size, (rank + 1) * size)
         images = self._buffer.take(indices[own].numpy())
         rows = self._rows[indices.numpy()]
-        whole = [torch.from_numpy(codes[rows].astype(np.int64)).to(self.bf.device) for codes in self._codes]
-        part_of = Whole(whole[0], whole[1], None, own.start) if world > 1 else None
+        codes = [torch.from_numpy(codes[rows].astype(np.int64)) for codes in self._all_codes]
+        batch, cell_type, *drawn = send([*codes, *(draws or {}).values()], self.bf.device)
+        there = None if draws is None else dict(zip(draws, drawn, strict=True))
+        part_of = Whole(batch, cell_type, None, own.start) if world > 1 else None
         pair = [s._convert(x) for s, x in zip((self.bf, self.target), images, strict=True)]
-        return Minibatch(pair[0], pair[1], whole[0][own], whole[1][own], None, part_of)
+        return Minibatch(pair[0], pair[1], batch[own], cell_type[own], None, part_of, there)
 
 
 class _Sample(Cells):
@@ -208,12 +233,10 @@ class _Sample(Cells):
 
 
 def symmetry(cells: Minibatch, rng: torch.Generator) -> Minibatch:
-    """Flip and turn each pair of images at random: one of the eight symmetries of the square per cell."""
-    source, target = cells.source, cells.target
-    drawn = cells.own(torch.rand(3, len(cells.whole.batch), 1, 1, 1, generator=rng), axis=1)
-    coins = drawn.to(source.device, non_blocking=True) < 0.5
-    changes = (lambda x: x.flip(2), lambda x: x.flip(3), lambda x: x.transpose(2, 3))
-    for coin, change in zip(coins, changes, strict=True):
-        source = torch.where(coin, change(source), source)
-        target = torch.where(coin, change(target), target)
-    return replace(cells, source=source, target=target)
+    """Flip and turn each pair of images at random, by the coins that came along or else by new ones."""
+    if cells.draws is None or "coins" not in cells.draws:
+        coins = cells.own(draw_coins(len(cells.whole.batch), rng), axis=1)
+        (coins,) = send([coins], cells.source.device)
+    else:
+        coins = cells.draws["coins"]
+    return replace(cells, source=turned(cells.source, coins), target=turned(cells.target, coins))

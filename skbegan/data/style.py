@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -27,11 +28,13 @@ from torch import Tensor
 
 from skbegan.data.cells import Cells, Minibatch
 from skbegan.data.sampler import in_order
+from skbegan.data.source import send
 from skbegan.design import Design
 
 MIN_CELLS = 8  # in a group of type and batch; with fewer its statistics are too rough to be used
 MAX_RATIO = 5.0  # of amplitudes, either way: frequencies that a batch does not resolve cannot be restored
 CHUNK = 256
+DENSE = 2**27  # bytes of the values of all types and batches, at most, for them to be kept
 
 
 class _Effects:
@@ -90,10 +93,20 @@ class _Table:
         if design.untyped is not None:
             mixture = design.mixture.to(self.of_type)
             self.of_type = torch.cat([self.of_type, torch.tensordot(mixture, self.of_type, dims=1)])
+        #: Values of all types and batches, if they are not too many: found at once.
+        self._dense: Tensor | None = None
+        self._is_small = self.row.numel() * measured[:1].numel() * measured.element_size() <= DENSE
         #: Effects of batches about the mean of those that can be compared, (n_batches, values).
         self.differences = design.centring.to(effects) @ self.of_batch.flatten(1)
 
     def __call__(self, cell_type: Tensor, batch: Tensor) -> Tensor:
+        if self._dense is None and self._is_small:
+            batches = torch.arange(self.row.shape[1], device=self.row.device)
+            rows = [self._found(torch.full_like(batches, code), batches) for code in range(len(self.row))]
+            self._dense = torch.stack(rows)
+        return self._found(cell_type, batch) if self._dense is None else self._dense[cell_type, batch]
+
+    def _found(self, cell_type: Tensor, batch: Tensor) -> Tensor:
         row = self.row[cell_type, batch]
         known = (row >= 0).view(-1, *[1] * (self.measured.ndim - 1))
         return torch.where(known, self.measured[row.clamp(min=0)], self.of_type[cell_type] + self.of_batch[batch])
@@ -122,15 +135,14 @@ class _Style:
         self.spectrum = _Table(0.5 * smooth.log(), design)
         self._typical: tuple[Tensor, Tensor] | None = None
 
-    def transfer(self, images: Tensor, cell_type: Tensor, before: Tensor, after: Tensor) -> Tensor:
-        """Return images of batches `before` as batches `after` would show them."""
-        shift = self.mean(cell_type, after) - self.mean(cell_type, before)
-        gain = self.spectrum(cell_type, after) - self.spectrum(cell_type, before)
-        moved = self._apply(images, cell_type, before, shift, gain)
-        return torch.where((before == after)[:, None, None, None], images, moved)
+    def between(self, cell_type: Tensor, before: Tensor, after: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the mean of batches `before`, and what makes them batches `after`: shift and logarithm of the gain."""
+        mean = self.mean(cell_type, before)
+        shift = self.mean(cell_type, after) - mean
+        return mean, shift, self.spectrum(cell_type, after) - self.spectrum(cell_type, before)
 
-    def unseen(self, images: Tensor, cell_type: Tensor, before: Tensor, mixes: Tensor) -> Tensor:
-        """Return images of batches `before` in unseen styles: `mixes` of the differences between batches.
+    def unseen(self, before: Tensor, mixes: Tensor) -> tuple[Tensor, Tensor]:
+        """Return what makes batches `before` unseen styles, `mixes` of the differences between batches.
 
         `mixes` is of shape (2, n, n_batches): shares of each batch in the difference of mean and spectrum from the mean
         of the batches.
@@ -139,23 +151,50 @@ class _Style:
             (mix @ table.differences - table.differences[before]).view(-1, *table.measured.shape[1:])
             for mix, table in zip(mixes, (self.mean, self.spectrum), strict=True)
         )
-        return self._apply(images, cell_type, before, shift, gain)
+        return shift, gain
 
     def canonical(self, images: Tensor, cell_type: Tensor, before: Tensor, comparable: Tensor) -> Tensor:
         """Return images of batches `before` in the mean style of all batches that `comparable` has for their type."""
         if self._typical is None:
             self._typical = self.mean.typical(comparable), self.spectrum.typical(comparable)
-        shift, gain = (
-            typical[cell_type] - table(cell_type, before)
-            for typical, table in zip(self._typical, (self.mean, self.spectrum), strict=True)
-        )
-        return self._apply(images, cell_type, before, shift, gain)
-
-    def _apply(self, images: Tensor, cell_type: Tensor, before: Tensor, shift: Tensor, gain: Tensor) -> Tensor:
         mean = self.mean(cell_type, before)
+        shift = self._typical[0][cell_type] - mean
+        gain = self._typical[1][cell_type] - self.spectrum(cell_type, before)
+        return self.apply(images, mean, shift, gain)
+
+    @staticmethod
+    def apply(images: Tensor, mean: Tensor, shift: Tensor, gain: Tensor) -> Tensor:
+        """Return images about a mean with amplitudes times the exponential of `gain`, shifted."""
         limit = math.log(MAX_RATIO)
         spectrum = torch.fft.rfft2(images - mean) * gain.clamp(-limit, limit).exp()
         return torch.fft.irfft2(spectrum, s=images.shape[-2:]) + mean + shift
+
+
+class Drawn(NamedTuple):
+    """What is drawn for the styles of `n` cells.
+
+    Attributes
+    ----------
+    moved : Tensor of bool, shape (n,)
+        Which cells get the style of another batch.
+    place : Tensor of shape (n,)
+        Of 0 to 1: which batch that is.
+    unseen : Tensor of bool, shape (n,), or None
+        Which cells get an unseen style.
+    mixes : Tensor of shape (2, n, n_batches) or None
+    """
+
+    moved: Tensor
+    place: Tensor
+    unseen: Tensor | None = None
+    mixes: Tensor | None = None
+
+    def of(self, own: slice) -> dict[str, Tensor]:
+        """Return what is of some of the cells, by name."""
+        found = {"moved": self.moved[own], "place": self.place[own]}
+        if self.unseen is not None and self.mixes is not None:
+            found |= {"unseen": self.unseen[own], "mixes": self.mixes[:, own]}
+        return found
 
 
 class BatchStyles:
@@ -199,6 +238,12 @@ class BatchStyles:
         self._untyped = None if effects.untyped is None else effects.untyped.to(cells.batch.device)
         if self._untyped is not None:
             self._usable[effects.n_types :] = self._comparable[effects.n_types :] > 0
+        several = self._comparable.sum(1) > 1
+        #: Whether cells can be shown in a style that is none of a batch.
+        self._open = self._usable & several[:, None]
+        # As many draws as there are batches scatter as one batch does when each counts by the root of their number.
+        self._dtype = cells.bf.dtype
+        self._root = self._comparable.to(self._dtype).sum(1, keepdim=True).clamp(min=1).sqrt()
         self._styles = self._measure(cells, effects) if len(effects.counts) else None
 
     def _measure(self, cells: Cells, effects: _Effects) -> tuple[_Style, _Style]:
@@ -225,22 +270,31 @@ class BatchStyles:
         source, target = (_Style(mean, power / size, effects) for mean, power in zip(means, powers, strict=True))
         return source, target
 
+    def draw_source(self, n: int, share: float) -> Drawn | None:
+        """Draw, on the CPU, for `n` cells of which a share gets the style of another batch or an unseen one."""
+        if (drawn := self.draw_target(n, share)) is None or self.unseen_spread == 0:
+            return drawn
+        unseen = torch.rand(n, generator=self.rng) < share * self.unseen_share
+        mixes = torch.randn(2, n, self.n_batches, generator=self.rng).to(self._dtype) * self.unseen_spread
+        return drawn._replace(unseen=unseen, mixes=mixes)
+
+    def draw_target(self, n: int, share: float) -> Drawn | None:
+        """Draw, on the CPU, for `n` cells of which a share gets the style of another batch; None if nothing can."""
+        if self._styles is None or share == 0:
+            return None
+        chance, place = torch.rand(2, n, generator=self.rng)
+        return Drawn(chance < share, place)
+
+    def nothing(self, n: int) -> Drawn:
+        """Return what leaves `n` cells in their style."""
+        stays = torch.zeros(n, dtype=torch.bool)
+        if self.unseen_spread == 0:
+            return Drawn(stays, torch.zeros(n))
+        return Drawn(stays, torch.zeros(n), stays, torch.zeros(2, n, self.n_batches, dtype=self._dtype))
+
     def source(self, cells: Minibatch, share: float) -> Tensor:
         """Return the brightfield of the cells, a share of them in the style of another batch or in an unseen one."""
-        cells = self._typed(cells)
-        moved = self._restyle(0, cells.source, cells, share)
-        if self._styles is None or share == 0 or self.unseen_spread == 0:
-            return moved
-        device, n = cells.source.device, len(cells.whole.batch)
-        chance = cells.own(torch.rand(n, generator=self.rng)).to(device, non_blocking=True)
-        mixes = cells.own(torch.randn(2, n, self.n_batches, generator=self.rng), axis=1)
-        mixes = mixes.to(device, moved.dtype, non_blocking=True)
-        # As many draws as there are batches scatter as one batch does when each counts by the root of their number.
-        comparable = self._comparable[cells.cell_type].to(moved.dtype)
-        mixes = mixes * comparable * self.unseen_spread / comparable.sum(1, keepdim=True).clamp(min=1).sqrt()
-        unseen = self._styles[0].unseen(cells.source, cells.cell_type, cells.batch, mixes)
-        chosen = (chance < share * self.unseen_share) & self._usable[cells.cell_type, cells.batch]
-        return torch.where((chosen & (comparable.sum(1) > 1))[:, None, None, None], unseen, moved)
+        return self._drawn(0, cells.source, cells, self.draw_source(len(cells.whole.batch), share))
 
     def in_unseen_style(self, cells: Minibatch, spread: float) -> Tensor:
         """Return the brightfield of the cells in one unseen style, the same for all of them.
@@ -261,7 +315,44 @@ class BatchStyles:
 
         The best prediction of such targets is the same whatever the batch of the brightfield.
         """
-        return self._restyle(1, cells.target, self._typed(cells), share)
+        return self._drawn(1, cells.target, cells, self.draw_target(len(cells.whole.batch), share))
+
+    def _drawn(self, which: int, images: Tensor, cells: Minibatch, drawn: Drawn | None) -> Tensor:
+        if drawn is None:
+            return images
+        start = 0 if cells.part_of is None else cells.part_of.start
+        parts = drawn.of(slice(start, start + len(cells)))
+        sent = dict(zip(parts, send(list(parts.values()), images.device), strict=True))
+        return self.restyled(which, images, self.types(cells), cells.batch, Drawn(**sent))
+
+    def restyled(self, which: int, images: Tensor, cell_type: Tensor, batch: Tensor, drawn: Drawn) -> Tensor:
+        """Give cells the style of a batch drawn from all that compare with their own, it included, or an unseen one.
+
+        Parameters
+        ----------
+        which : {0, 1}
+            Brightfields or targets.
+        images : Tensor of shape (n, C, H, W)
+        cell_type, batch : Tensor of int, shape (n,)
+            See :meth:`types`.
+        drawn : Drawn
+            On the device.
+        """
+        assert self._styles is not None
+        style = self._styles[which]
+        place = (drawn.place[:, None] >= self._cumulative[cell_type]).sum(1).clamp(max=self.n_batches - 1)
+        after = torch.where(drawn.moved & self._usable[cell_type, batch], place, batch)
+        mean, shift, gain = style.between(cell_type, batch, after)
+        if drawn.unseen is None or drawn.mixes is None:
+            return torch.where((batch == after)[:, None, None, None], images, style.apply(images, mean, shift, gain))
+        mixes = drawn.mixes * self._comparable[cell_type].to(drawn.mixes.dtype) / self._root[cell_type]
+        chosen = drawn.unseen & self._open[cell_type, batch]
+        moves = ((batch != after) | chosen)[:, None, None, None]
+        others = style.unseen(batch, mixes)
+        chosen = chosen[:, None, None, None]
+        shift, gain = (torch.where(chosen, a, b) for a, b in zip(others, (shift, gain), strict=True))
+        # The layout is that of the first: of what was moved, as in earlier releases.
+        return torch.where(moves, style.apply(images, mean, shift, gain), images)
 
     def canonical_target(self, cells: Minibatch) -> Tensor:
         """Return the target of the cells in one style, the mean of all batches that compare with their type.
@@ -270,10 +361,9 @@ class BatchStyles:
         """
         if self._styles is None:
             return cells.target
-        cells = self._typed(cells)
-        several = self._comparable[cells.cell_type].sum(1) > 1
-        known = self._usable[cells.cell_type, cells.batch] & several
-        moved = self._styles[1].canonical(cells.target, cells.cell_type, cells.batch, self._comparable)
+        types = self.types(cells)
+        known = self._open[types, cells.batch]
+        moved = self._styles[1].canonical(cells.target, types, cells.batch, self._comparable)
         return torch.where(known[:, None, None, None], moved, cells.target)
 
     def batch_effects(self, values: Tensor, cells: Cells) -> Tensor:
@@ -316,19 +406,12 @@ class BatchStyles:
     def _types(self, cell_type: Tensor, batch: Tensor) -> Tensor:
         return cell_type if self._untyped is None else torch.where(cell_type < 0, self._untyped[batch], cell_type)
 
+    def types(self, cells: Minibatch) -> Tensor:
+        """Return the codes of the types, those of unknown type with one of their own."""
+        return self._types(cells.cell_type, cells.batch)
+
     def _typed(self, cells: Minibatch) -> Minibatch:
         """Return the cells with a code of their own for those of unknown type."""
         if self._untyped is None:
             return cells
         return replace(cells, cell_type=self._types(cells.cell_type, cells.batch))
-
-    def _restyle(self, which: int, images: Tensor, cells: Minibatch, share: float) -> Tensor:
-        """Give a share of the cells the style of a batch drawn from all that compare with their own, it included."""
-        if self._styles is None or share == 0:
-            return images
-        draws = cells.own(torch.rand(2, len(cells.whole.batch), generator=self.rng), axis=1)
-        chance, draw = draws.to(images.device, non_blocking=True)
-        drawn = (draw[:, None] >= self._cumulative[cells.cell_type]).sum(1).clamp(max=self.n_batches - 1)
-        known = self._usable[cells.cell_type, cells.batch]
-        after = torch.where((chance < share) & known, drawn, cells.batch)
-        return self._styles[which].transfer(images, cells.cell_type, cells.batch, after)

@@ -32,7 +32,14 @@ LEAST = {"gain": 0.1, "offset": 0.15, "illumination": 0.15, "sharpness": 0.1, "n
 
 
 class UnusableBatchWarning(UserWarning):
-    """A new batch is unlike any that the model can be expected to cope with."""
+    """A new batch is unlike any that the model can be expected to cope with.
+
+    Examples
+    --------
+    >>> import warnings
+    >>> from skbegan import UnusableBatchWarning
+    >>> warnings.simplefilter("error", UnusableBatchWarning)  # let check_batch and adapt raise
+    """
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ batch style (see :mod:`skbegan.data.style`).
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -36,18 +36,22 @@ from skbegan.core.losses import (
     invariance,
     positive,
     standardised,
+    standardised_once,
     weighted_sum,
 )
 from skbegan.core.networks import Discriminator, Generator, frozen, new_network, untracked
 from skbegan.core.plans.pretraining import ConditionalGAN, Start, networks_of
-from skbegan.data.cells import Cells, Minibatch, Whole, symmetry
+from skbegan.core.plans.views import Views
+from skbegan.data.cells import Cells, Minibatch, Whole
 from skbegan.data.sampler import Sampler
+from skbegan.data.source import send
 from skbegan.data.style import BatchStyles
 from skbegan.design import Design
 
 ADVERSARY_HIDDEN = (256, 128)
 KNOWN_CELLS = 16384  # at most, whose features a new adversary learns from: memory does not grow with the data
 DEAD_SHARE = 0.05  # fewer active features than this share of all is a dead bottleneck
+WEIGHTS = "weights"  # of the losses, among the draws of a step
 RAMPED = ("batch", "batch_image", "alignment")
 
 
@@ -116,6 +120,8 @@ class OnlinePlan(ConditionalGAN):
                 "descriptors": method.descriptors,
             }
         )
+        two = "invariance" in self.weights or "identity" in self.weights
+        self.views = Views(method, styles, engine.rngs["order"], augment=config.augment, two=two)
         self.learning_rates = {
             "classifier": config.classifier_learning_rate,
             "adversary": method.adversary_learning_rate,
@@ -135,9 +141,12 @@ class OnlinePlan(ConditionalGAN):
 
     def step(self, cells: Minibatch, progress: float) -> Losses:
         """One step: views, generate, update discriminator and classifiers, then the generator with all else frozen."""
-        weights = self.weights_at(progress)
+        weights, draws = self.weights_at(progress), cells.draws
+        if draws is None:
+            drawn = self.draws(len(cells.whole.batch), progress)
+            draws = dict(zip(drawn, send(list(drawn.values()), self.engine.device), strict=True))
         wanted = None if self.descriptors is None else self.descriptors.wanted(cells)
-        cells, second = self.views(cells)
+        cells, second = self.views(cells, draws)
         image, features = self.generate(cells.source, self.engine.rngs["dropout"])
         losses: Losses = {}
         if "adversarial" in weights:
@@ -147,21 +156,23 @@ class OnlinePlan(ConditionalGAN):
             self.alignment.remember(cells.whole, features)
         readers = [*self.classifiers.values(), *self.adversaries.values()]
         with frozen(self.discriminator), frozen(*readers, batch_statistics=True):
-            losses |= self.generator_losses(cells, image, features)
+            losses |= self.generator_losses(cells, image, scaled := standardised_once(features))
             if self.alignment is not None:
                 losses["alignment"] = self.alignment.loss(cells.whole, features)
-            losses |= self.content_losses(features, second, wanted)
+            losses |= self.content_losses(features, scaled, second, wanted)
             if "decorrelation" in weights:
-                losses["decorrelation"] = decorrelation(features)
+                losses["decorrelation"] = decorrelation(scaled())
             if self.activity is not None:
                 losses["activity"] = self.activity.loss(features)
-            losses["total"] = weighted_sum(losses, weights)
+            losses["total"] = weighted_sum(losses, weights, draws[WEIGHTS])
             self.engine.optimizers["generator"].learning_rate = self.learning_rate * self.decay_at(progress)
             self.engine.descend("generator", losses["total"])
         self.average.update(self.generator)
         return losses
 
-    def content_losses(self, features: Tensor, second: Tensor | None, wanted: Tensor | None) -> Losses:
+    def content_losses(
+        self, features: Tensor, scaled: Callable[[], Tensor], second: Tensor | None, wanted: Tensor | None
+    ) -> Losses:
         """Return the losses that keep the cell in the features, whatever the style and orientation it is seen in."""
         losses: Losses = {}
         if second is not None:
@@ -169,29 +180,16 @@ class OnlinePlan(ConditionalGAN):
             if "invariance" in self.weights:
                 losses["invariance"] = invariance(features, others)
             if "identity" in self.weights:
-                losses["identity"] = identity(features, others, self.method.temperature)
+                losses["identity"] = identity(scaled(), standardised(others), self.method.temperature)
         if self.descriptors is not None and wanted is not None:
             self.descriptors.update(features, wanted)
-            losses["descriptors"] = self.descriptors.loss(features, wanted)
+            losses["descriptors"] = self.descriptors.loss(scaled(), wanted)
         return losses
 
-    def views(self, cells: Minibatch) -> tuple[Minibatch, Tensor | None]:
-        """Return the cells in batch styles and random orientation, and the brightfields of their second view."""
-        method, rng = self.method, self.engine.rngs["order"]
-        turned = (lambda cells: symmetry(cells, rng)) if self.config.augment else (lambda cells: cells)
-        target = self.targets_of(cells)
-        source = self.styles.source(cells, method.brightfield_style_share)
-        first = turned(replace(cells, source=source, target=target))
-        if "invariance" not in self.weights and "identity" not in self.weights:
-            return first, None
-        other = self.styles.source(cells, method.style_share)
-        return first, turned(replace(cells, source=other)).source
-
-    def targets_of(self, cells: Minibatch) -> Tensor:
-        """Return the images that the generator is to predict: they tell the batch as little as the styles allow."""
-        if self.method.target_style == "canonical":
-            return self.styles.canonical_target(cells)
-        return self.styles.target(cells, self.method.style_share)
+    def draws(self, n: int, progress: float) -> dict[str, Tensor]:
+        """Draw styles and orientations; the weights of the losses at this progress come along."""
+        weights = torch.tensor(list(self.weights_at(progress).values()), dtype=self.engine.wide)
+        return {**self.views.draw(n, self.own(n)), WEIGHTS: weights}
 
     def weights_at(self, progress: float) -> dict[str, float]:
         """Return the weights of the losses: those that remove the batch rise from 0 over the ramp."""
@@ -213,17 +211,19 @@ class OnlinePlan(ConditionalGAN):
             features = self.generator.encode(source, self.leak)[0]
         return self.engine.group.gather(features.to(source.dtype))
 
-    def generator_losses(self, cells: Minibatch, image: Tensor, features: Tensor) -> Losses:
+    def generator_losses(self, cells: Minibatch, image: Tensor, scaled: Callable[[], Tensor]) -> Losses:
         """Return the losses of the generator that need the discriminator and the classifiers, unweighted."""
         losses = self.image_losses(cells, image, self.weights)
         for name, network in self.classifiers.items():
             known, types = self.known_types(name, cells)
-            losses[name] = cross_entropy(self.logits(name, network, image, features, cells), types, *known)
+            seen = image if name.endswith("image") else scaled()
+            losses[name] = cross_entropy(self.logits(name, network, seen, cells), types, *known)
         for name, network in self.adversaries.items():
             # The divergence from the target: at 0 the adversary predicts the batch no better than the cell type does.
             known, types = self.known_types(name, cells)
-            target = self.targets[types].to(features.dtype)
-            loss = divergence(self.logits(name, network, image, features, cells), target, *known)
+            target = self.targets[types].to(image.dtype)
+            seen = image if name.endswith("image") else scaled()
+            loss = divergence(self.logits(name, network, seen, cells), target, *known)
             if name.endswith("image"):
                 losses["batch_image"] = loss
             else:
@@ -232,14 +232,15 @@ class OnlinePlan(ConditionalGAN):
 
     def update_classifiers(self, cells: Minibatch, image: Tensor, features: Tensor) -> Losses:
         """Update all classifiers once and the feature adversaries `adversary_steps` times; the generator stays."""
-        image, features = image.detach(), features.detach()
+        image, features = image.detach(), standardised(features.detach())
         losses: Losses = {}
         for repeat in range(self.method.adversary_steps):
             readers = self.feature_adversaries() if repeat else self.classifiers | self.adversaries
             for name, network in readers.items():
                 known, types = self.known_types(name, cells)
                 truth = types if name in self.classifiers else self.read_by(name, cells).batch
-                loss = cross_entropy(self.logits(name, network, image, features, cells), truth, *known)
+                seen = image if name.endswith("image") else features
+                loss = cross_entropy(self.logits(name, network, seen, cells), truth, *known)
                 self.engine.descend(name, loss)
                 losses[name if name in self.adversaries else f"{name}_classifier"] = loss
         return losses
@@ -253,9 +254,8 @@ class OnlinePlan(ConditionalGAN):
         types = self.read_by(name, cells).cell_type
         return ((types >= 0, cells.whole.cell_type >= 0), types.clamp(min=0)) if self.partial else ((), types)
 
-    def logits(self, name: str, network: nn.Module, image: Tensor, features: Tensor, cells: Minibatch) -> Tensor:
+    def logits(self, name: str, network: nn.Module, seen: Tensor, cells: Minibatch) -> Tensor:
         """Return a classifier's logits; adversaries also get the cell type, and so learn what it does not explain."""
-        seen = image if name.endswith("image") else standardised(features)
         with self.engine.autocast():
             if name in self.classifiers:
                 logits = network(seen)
@@ -268,7 +268,7 @@ class OnlinePlan(ConditionalGAN):
         """Return the generator's losses on held-out cells, and how many features are active."""
         readers = [*self.classifiers.values(), *self.adversaries.values()]
         if self.method.target_style == "canonical":
-            cells = replace(cells, target=self.targets_of(cells))
+            cells = replace(cells, target=self.styles.canonical_target(cells))
         with (
             torch.no_grad(),
             untracked(self.generator),
@@ -276,7 +276,7 @@ class OnlinePlan(ConditionalGAN):
             frozen(*readers, batch_statistics=True),
         ):
             image, features = self.generate(cells.source, None)
-            losses = self.generator_losses(cells, image, features)
+            losses = self.generator_losses(cells, image, standardised_once(features))
             losses["total"] = weighted_sum(losses, self.weights)
             losses["active_features"] = active_share(features)
         return losses
@@ -330,7 +330,9 @@ class OnlinePlan(ConditionalGAN):
         sampler = Sampler(len(cells), self.config.minibatch_size, rng, self.config.steps_per_epoch)
         for _ in range(self.method.warmup_epochs):
             for positions in sampler.epoch():
-                minibatch, _ = self.views(cells.take(positions, self.engine.group.rank, self.engine.group.world))
+                group = self.engine.group
+                minibatch = cells.take(positions, group.rank, group.world, self.draws(len(positions), 0.0))
+                minibatch, _ = self.views(minibatch, minibatch.draws or {})
                 with torch.no_grad(), untracked(self.generator):
                     image, features = self.generate(minibatch.source, self.engine.rngs["dropout"])
                 self.update_classifiers(minibatch, image, features)

@@ -26,7 +26,7 @@ from skbegan.core.networks import (
     untracked,
     without_outputs,
 )
-from skbegan.data.cells import Cells, Minibatch, symmetry
+from skbegan.data.cells import Cells, Minibatch, draw_coins, symmetry
 from skbegan.design import Design
 
 WARMUP = 0.05  # of the stage, over which a learning rate that decays rises first
@@ -53,6 +53,8 @@ class ConditionalGAN:
     """
 
     name: str
+    config: Any
+    weights: dict[str, float]
     leak = 0.0  # of the bottleneck's ReLU, in the gradient alone
 
     def __init__(
@@ -73,6 +75,19 @@ class ConditionalGAN:
         self.events: list[Event] = []
         engine.optimize("generator", generator.parameters(), learning_rate)
         engine.optimize("discriminator", discriminator.parameters(), discriminator_learning_rate)
+
+    def draws(self, n: int, progress: float) -> dict[str, Tensor]:
+        """Draw, on the CPU, what a step at some progress needs for a minibatch of `n` cells of all processes.
+
+        It travels to the device with the cells. A step whose cells come without draws by itself.
+        """
+        coins = draw_coins(n, self.engine.rngs["order"])[:, self.own(n)] if self.config.augment else None
+        return {} if coins is None else {"coins": coins}
+
+    def own(self, n: int) -> slice:
+        """Return which of `n` cells of all processes are those of this one."""
+        size = n // self.engine.group.world
+        return slice(self.engine.group.rank * size, (self.engine.group.rank + 1) * size)
 
     def generate(self, source: Tensor, rng: torch.Generator | None) -> tuple[Tensor, Tensor]:
         """Return image and features in full precision; dropout acts when `rng` is given."""
@@ -175,7 +190,9 @@ class PretrainingPlan(ConditionalGAN):
         """Return the share of the learning rate: with decay it rises at first and falls over the last part."""
         if self.config.decay == 0:
             return 1.0
-        return min(1.0, (progress + 1e-3) / WARMUP) * min(1.0, (1.0 - progress) / self.config.decay + 0.02)
+        rising, falling = (progress + 1e-3) / WARMUP, (1.0 - progress) / self.config.decay + 0.02
+        share: float = min(1.0, rising) * min(1.0, falling)
+        return share
 
     def validate(self, cells: Minibatch) -> Losses:
         """Return the generator's losses on held-out cells."""

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from skbegan._progress import Progress
 from skbegan.config import Config, ProfileAlignment
 from skbegan.core.descriptors import Descriptors, signs_of
-from skbegan.core.engine import Engine, Event, send
+from skbegan.core.engine import Engine, Event
 from skbegan.core.erasure import fit_erasure
 from skbegan.core.losses import (
     History,
@@ -46,6 +46,7 @@ from skbegan.core.outputs import ProfileMap
 from skbegan.core.plans.pretraining import Start
 from skbegan.data.cells import Cells, Minibatch, symmetry
 from skbegan.data.sampler import n_minibatches
+from skbegan.data.source import send
 from skbegan.design import Design
 
 CELLS_PER_STEP = 2048
