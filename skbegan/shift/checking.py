@@ -32,7 +32,19 @@ LEAST = {"gain": 0.1, "offset": 0.15, "illumination": 0.15, "sharpness": 0.1, "n
 
 
 class UnusableBatchWarning(UserWarning):
-    """A new batch is unlike any that the model can be expected to cope with."""
+    """A new batch is unlike any that the model can be expected to cope with.
+
+    :meth:`~skbegan.BeGANTransformer.check_batch` warns of it.
+
+    Examples
+    --------
+    Where such a batch should stop the work:
+
+    >>> import warnings
+    >>> from skbegan import UnusableBatchWarning
+    >>> with warnings.catch_warnings():
+    ...     warnings.simplefilter("error", UnusableBatchWarning)
+    """
 
 
 @dataclass(frozen=True)
