@@ -103,12 +103,9 @@ class BatchCheck:
         ]
         if self.accuracy is not None and self.accuracy_interval is not None:
             low, high = self.accuracy_interval
-            rows.append(
-                (
-                    "right cell types, expected",
-                    f"{self.accuracy:.2f} (90 %: {low:.2f} to {high:.2f}); known batches {self.seen_accuracy:.2f}",
-                )
-            )
+            doubt = "; not to be trusted, as the batch is refused" if self.refused else ""
+            text = f"{self.accuracy:.2f} (90 %: {low:.2f} to {high:.2f}); known batches {self.seen_accuracy:.2f}"
+            rows.append(("right cell types, expected", text + doubt))
         low, high = self.image_error_interval
         rows.append(
             (
