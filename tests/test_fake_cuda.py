@@ -292,7 +292,9 @@ def test_the_index_of_a_device_is_resolved_once_as_the_oldest_pytorch_wants_it()
         prepared("pretraining")
 
 
-def test_float32_is_no_tf32_within_and_settings_are_as_before_afterwards():
+def test_float32_is_no_tf32_within_and_settings_are_as_before_afterwards(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+
     def settings() -> tuple[Any, ...]:
         return torch.backends.cudnn.allow_tf32, torch.get_float32_matmul_precision()
 

@@ -102,8 +102,8 @@ class _ExactFloat32:
     @staticmethod
     def _set(restore: contextlib.ExitStack) -> None:
         cudnn, conv = torch.backends.cudnn, getattr(torch.backends.cudnn, "conv", None)
-        # PyTorch from 2.9 on has two ways to set these, and raises where a caller has used both. Without a card they mean
-        # nothing, and stay: a callback within a fit sees them.
+        # PyTorch from 2.9 on has two ways to set these, and raises where a caller has used both. Without a card they
+        # mean nothing, and stay: a callback within a fit sees them.
         try:
             if torch.cuda.is_available() and cudnn.allow_tf32:
                 restore.callback(setattr, cudnn, "allow_tf32", True)

@@ -306,7 +306,9 @@ class BatchStyles:
         mixes = torch.randn((2, 1, self.n_batches), generator=self.rng).to(cells.source)
         comparable = self._comparable[cells.cell_type].to(mixes.dtype)
         mixes = mixes * comparable * spread / comparable.sum(1, keepdim=True).clamp(min=1).sqrt()
-        moved = self._styles[0].unseen(cells.source, cells.cell_type, cells.batch, mixes)
+        style = self._styles[0]
+        mean = style.mean(cells.cell_type, cells.batch)
+        moved = style.apply(cells.source, mean, *style.unseen(cells.batch, mixes))
         known = (self._row[cells.cell_type, cells.batch] >= 0) & (comparable.sum(1) > 1)
         return torch.where(known[:, None, None, None], moved, cells.source)
 

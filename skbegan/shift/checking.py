@@ -34,11 +34,16 @@ LEAST = {"gain": 0.1, "offset": 0.15, "illumination": 0.15, "sharpness": 0.1, "n
 class UnusableBatchWarning(UserWarning):
     """A new batch is unlike any that the model can be expected to cope with.
 
+    :meth:`~skbegan.BeGANTransformer.check_batch` warns of it.
+
     Examples
     --------
+    Where such a batch should stop the work:
+
     >>> import warnings
     >>> from skbegan import UnusableBatchWarning
-    >>> warnings.simplefilter("error", UnusableBatchWarning)  # let check_batch and adapt raise
+    >>> with warnings.catch_warnings():
+    ...     warnings.simplefilter("error", UnusableBatchWarning)
     """
 
 
@@ -98,12 +103,9 @@ class BatchCheck:
         ]
         if self.accuracy is not None and self.accuracy_interval is not None:
             low, high = self.accuracy_interval
-            rows.append(
-                (
-                    "right cell types, expected",
-                    f"{self.accuracy:.2f} (90 %: {low:.2f} to {high:.2f}); known batches {self.seen_accuracy:.2f}",
-                )
-            )
+            doubt = "; not to be trusted, as the batch is refused" if self.refused else ""
+            text = f"{self.accuracy:.2f} (90 %: {low:.2f} to {high:.2f}); known batches {self.seen_accuracy:.2f}"
+            rows.append(("right cell types, expected", text + doubt))
         low, high = self.image_error_interval
         rows.append(
             (
