@@ -30,7 +30,7 @@ from skbegan.core.parallel import ALONE, Group, own_device
 from skbegan.core.plans import pretraining, profile
 from skbegan.core.plans.pretraining import Start
 from skbegan.data.cells import Cells, Split
-from skbegan.data.source import Scaling, value_range
+from skbegan.data.source import ImageSource, Scaling, value_range
 from skbegan.data.splitting import split_validation
 from skbegan.data.stream import as_rows, draw_stream, has_to_stream, kept_if_few
 from skbegan.design import Design
@@ -143,6 +143,7 @@ class Stages:
         self.dataset, split = self._split(dataset)
         self.split = agreed_split(group, split, config.removal.minibatch_size)
         self.design = self._design(reference)
+        self.sources: list[ImageSource] = []  # images, which the stages share
         self.history: dict[str, Any] = {}
         self.events: list[Event] = []
         self.results: dict[str, StageResult] = {}  # of this fit
@@ -206,6 +207,7 @@ class Stages:
             "checkpoint": self.checkpoints[0] if self.checkpoints else None,
             "callback": self.callback,
             "group": group,
+            "sources": self.sources,
         }
         if self.start is not None or getattr(self.memory, "location", "somewhere") is None:
             return pretrain(*images, *stage_1, **options)
@@ -337,7 +339,8 @@ class Stages:
 
     def _cells(self) -> tuple[Cells, Cells | None]:
         data = self.dataset
-        return Cells.of_split(data.bf, data.qpi, data.batch, data.cell_type, self.split, self.device, self.dtype)
+        where = self.device, self.dtype, self.sources
+        return Cells.of_split(data.bf, data.qpi, data.batch, data.cell_type, self.split, *where)
 
     def _record(self, stage: str, result: StageResult) -> None:
         self.history[stage] = joined(self.history.get(stage, _NO_HISTORY), result.history)
@@ -427,6 +430,7 @@ def pretrain(
     checkpoint: Checkpoint | None = None,
     callback: Callback | None = None,
     group: Group = ALONE,
+    sources: list[ImageSource] | None = None,
 ) -> StageResult:
     """Run stage 1: a function of its own, since its result is cached.
 
@@ -448,10 +452,11 @@ def pretrain(
     group : Group, optional
     """
     precision, compiled, device = runtime
-    where = resolve_device(device)
-    engine = Engine(where, resolve_precision(precision, where, architecture.base_width), seeds, group)
+    there = resolve_device(device)
+    engine = Engine(there, resolve_precision(precision, there, architecture.base_width), seeds, group)
     no_labels = np.zeros(len(bf), dtype=np.uint8)
-    cells, validation = Cells.of_split(bf, target, no_labels, no_labels, split, engine.device, engine.dtype)
+    where = engine.device, engine.dtype, sources
+    cells, validation = Cells.of_split(bf, target, no_labels, no_labels, split, *where)
     config = Config(architecture, stage)
     plan = pretraining.build(config, cells.known, None, engine, start)
     if compiled:

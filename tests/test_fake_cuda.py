@@ -26,7 +26,7 @@ from skbegan.core.outputs import ProfileMap
 from skbegan.core.plans import online, pretraining, profile, published
 from skbegan.core.plans.pretraining import Start
 from skbegan.data.cells import Cells, Split
-from skbegan.data.source import Scaling, send
+from skbegan.data.source import ImageSource, Scaling, send
 from skbegan.design import Design
 
 SIDE, N, N_TYPES, N_BATCHES, SIZE = 16, 48, 3, 2, 12
@@ -269,6 +269,46 @@ def test_a_checkpoint_of_one_device_resumes_on_another(devices, tmp_path):
             model = fit(device=devices[1], checkpoint_dir=tmp_path)
         assert len(model.history_["batch_removal"]["epoch"]) == 2
         assert all(np.isfinite(values).all() for values in numbers(model))
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float32])
+def test_images_go_to_the_card_in_their_own_dtype(dtype):
+    bf = (40 * images()[0] + 200).clip(0, 255).astype(dtype)
+    rows = np.array([3, 0, 39])
+    with undisturbed(), FakeCuda() as fake:
+        source = ImageSource(bf, Scaling.of(bf, np.arange(40)), CUDA)
+        assert source.keep_on_device() and source.keep_on_device()
+        sent = [int(event.what.split()[2]) for event in fake.events if event.kind == "pinned"]
+        assert max(sent) == bf.nbytes
+        found = source.take(rows)
+        found = found.cpu()
+    expected = ImageSource(bf, Scaling.of(bf, np.arange(40)), CPU).take(rows)
+    assert torch.equal(found, expected)
+
+
+def test_stages_share_the_images_on_the_card(monkeypatch):
+    asked: list[tuple[int, bool]] = []
+    original = ImageSource.keep_on_device
+
+    def watched(self: ImageSource) -> bool:
+        asked.append((id(self), self._resident is None))
+        return original(self)
+
+    monkeypatch.setattr(ImageSource, "keep_on_device", watched)
+    with FakeCuda():
+        fit(device="cuda", pretrain_epochs=1, removal_epochs=1)
+    assert len(asked) == 6 and len({source for source, _ in asked}) == 2  # two sources, three stages
+    assert [new for _, new in asked] == [True, True, False, False, False, False]
+
+
+@pytest.mark.slow
+def test_generator_and_discriminator_are_one_graph_each_for_a_compiler():
+    plan = prepared("pretraining", device="cpu").plan
+    source = torch.zeros(4, 1, SIDE, SIDE)
+    masks = plan.generator.draw_masks(4, new_rng(0))
+    for network, inputs in ((plan.generator, (source, masks, 0.1)), (plan.discriminator, (source, source))):
+        found = torch._dynamo.explain(network)(*inputs)
+        assert (found.graph_count, found.graph_break_count) == (1, 0)
 
 
 # The device -----------------------------------------------------------------------------------------------------------

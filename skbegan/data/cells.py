@@ -96,18 +96,24 @@ class Cells:
         split: Split,
         device: torch.device,
         dtype: torch.dtype,
+        sources: list[ImageSource] | None = None,
     ) -> tuple[Cells, Cells | None]:
-        """Return the training and the held-out cells of a split, on a device."""
-        sources = (
-            ImageSource(bf, split.bf_scaling, device, dtype, split.per_image),
-            ImageSource(target, split.target_scaling, device, dtype),
-        )
+        """Return the training and the held-out cells of a split, on a device.
+
+        `sources` keeps the images for the next stage of the same cells: they go to a card once. Empty at first.
+        """
+        sources = [] if sources is None else sources
+        if not sources:
+            sources.append(ImageSource(bf, split.bf_scaling, device, dtype, split.per_image))
+            sources.append(ImageSource(target, split.target_scaling, device, dtype))
         if split.stream is None:
             for source in sources:
                 source.keep_on_device()
         kind = cls if split.stream is None else _Sample
-        cells = kind(*sources, batch, cell_type, split.train_rows)
-        held_out = cls(*sources, batch, cell_type, split.validation_rows) if len(split.validation_rows) else None
+        cells = kind(sources[0], sources[1], batch, cell_type, split.train_rows)
+        held_out = (
+            cls(sources[0], sources[1], batch, cell_type, split.validation_rows) if len(split.validation_rows) else None
+        )
         if split.stream is not None:
             return StreamedCells(cells, batch, cell_type, split.stream), held_out
         return cells, held_out

@@ -99,29 +99,45 @@ class ImageSource:
         return len(self.images)
 
     def keep_on_device(self) -> bool:
-        """Put all images onto a CUDA device if they fit into `RESIDENT_SHARE` of its free memory."""
-        if self.device.type != "cuda":
+        """Put all images onto a CUDA device, once, if they fit into `RESIDENT_SHARE` of its free memory.
+
+        Numbers of 8 and 16 bits stay as they are, and become floats when they are taken.
+        """
+        if self.device.type != "cuda" or self._resident is not None:
+            return self._resident is not None
+        first = self.on_device(self._sent(self.images[:1])) if not self._stays_raw else self._sent(self.images[:1])
+        if self.images.size * first.element_size() > RESIDENT_SHARE * torch.cuda.mem_get_info(self.device)[0]:
             return False
-        needed = self.images.size * torch.empty((), dtype=self.dtype).element_size()
-        if needed <= RESIDENT_SHARE * torch.cuda.mem_get_info(self.device)[0]:
-            self._resident = torch.cat([self._convert(self.images[i : i + 256]) for i in range(0, len(self), 256)])
-        return self._resident is not None
+        # As the images lie in memory, channels last; filled in place, so that none is there twice.
+        lies = first if self._stays_raw else first.permute(0, 2, 3, 1)
+        kept = torch.empty((len(self), *lies.shape[1:]), dtype=first.dtype, device=self.device)
+        self._resident = kept if self._stays_raw else kept.permute(0, 3, 1, 2)
+        for start in range(0, len(self), 256):
+            part = self._sent(self.images[start : start + 256])
+            self._resident[start : start + 256] = part if self._stays_raw else self.on_device(part)
+        return True
+
+    @property
+    def _stays_raw(self) -> bool:
+        return self.images.dtype.kind in "iu" and self.images.dtype.itemsize <= 2
 
     def take(self, rows: np.ndarray | slice, place: Tensor | None = None) -> Tensor:
         """Return images; `place` are the same rows on the device, where they are there already."""
-        if self._resident is not None:
-            if isinstance(rows, slice):
-                return self._resident[rows]
-            if place is not None:
-                return self._resident[place]
-            return self._resident[torch.from_numpy(rows).to(self.device, non_blocking=True)]
-        return self._convert(self.images[rows])
+        if self._resident is None:
+            return self._convert(self.images[rows])
+        if isinstance(rows, slice):
+            found = self._resident[rows]
+        else:
+            where = torch.from_numpy(rows).to(self.device, non_blocking=True) if place is None else place
+            found = self._resident[where]
+        return self.on_device(found) if self._stays_raw else found
+
+    def _sent(self, images: np.ndarray) -> Tensor:
+        host = self.staged(images)
+        return host.pin_memory().to(self.device, non_blocking=True) if self.device.type == "cuda" else host
 
     def _convert(self, images: np.ndarray) -> Tensor:
-        host = self.staged(images)
-        if self.device.type == "cuda":
-            host = host.pin_memory()
-        return self.on_device(host.to(self.device, non_blocking=True))
+        return self.on_device(self._sent(images))
 
     def staged(self, images: np.ndarray) -> Tensor:
         """Return images (n, H, W) or (n, H, W, C) as they go to the device, (n, H, W, C) in memory of their own.
