@@ -53,7 +53,7 @@ def after(n: int, error: BaseException, plain: Callable[..., Any]) -> Callable[.
 PLACES = {
     "split": ("skbegan.fit.split_validation", 1),
     "first step": (PretrainingPlan, "step", 1),
-    "warm-up": (OnlinePlan, "views", 1),
+    "warm-up": (OnlinePlan, "update_classifiers", 1),
     "statistics": (FittedModel, "recalibrated", 1),
     "profile step": (ProfileFit, "step", 2),
     "erasure": ("skbegan.core.plans.profile.fit_erasure", 1),
