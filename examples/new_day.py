@@ -5,7 +5,7 @@
 
     python examples/new_day.py [OUTPUT_FOLDER]
 
-Four cell types are imaged on six simulated days. Each day in turn is left out: a small model is fitted on the others
+Four cell types are imaged on five simulated days. Each day in turn is left out: a small model is fitted on the others
 with ``calibrate=True``, and from unlabelled cells of the day left out :meth:`~skbegan.BeGANTransformer.check_batch`
 says what share of cell types to expect. The same is then counted, without adapting and after
 :meth:`~skbegan.BeGANTransformer.adapt` with ``apply=True``. The picture, ``new_day.png``, shows expected against found.
@@ -30,7 +30,7 @@ from sklearn.preprocessing import StandardScaler
 from skbegan import BeGANTransformer
 from skbegan.datasets import make_cell_images
 
-N_CELLS, N_DAYS, SIDE = 1200, 6, 32
+N_CELLS, N_DAYS, SIDE = 600, 5, 16
 PARAMETERS: dict[str, Any] = {"base_width": 8, "n_features": 32, "pretrain_epochs": 5, "removal_epochs": 10}
 
 
