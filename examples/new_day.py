@@ -10,7 +10,7 @@ with ``calibrate=True``, and from unlabelled cells of the day left out :meth:`~s
 says what share of cell types to expect. The same is then counted, without adapting and after
 :meth:`~skbegan.BeGANTransformer.adapt` with ``apply=True``. The picture, ``new_day.png``, shows expected against found.
 
-Adapting is off by default, since it has not been measured that it is never worse: compare the two colours.
+Adapting is off by default, since it has not been measured that it is never worse: compare the two figures of a day.
 """
 
 from __future__ import annotations
@@ -49,15 +49,20 @@ def leave_out(cells: Any, day: str) -> dict[str, Any]:
     return {"day": day, "report": report, "found": found[0], "adapted": found[1], "method": adapted.adaptation_.method}
 
 
-def draw(rows: list[dict[str, Any]], path: Path) -> None:
+def draw(rows: list[dict[str, Any]], chance: float, path: Path) -> None:
     """Draw expected against found, with the intervals of what is expected."""
     figure, axes = plt.subplots(figsize=(5, 5), layout="constrained")
-    axes.plot([0, 1], [0, 1], color="0.7", zorder=0)
+    axes.plot([0, 1], [0, 1], color="0.7", zorder=0, label="found as expected")
+    axes.axhline(chance, color="0.7", linestyle=":", zorder=0, label="chance")
     expected = np.array([row["report"].accuracy for row in rows])
     ends = np.array([row["report"].accuracy_interval for row in rows]).T
-    found, adapted = (np.array([row[name] for row in rows]) for name in ("found", "adapted"))
-    axes.errorbar(expected, found, xerr=np.abs(ends - expected), fmt="o", label="as it is, 90 % interval")
-    axes.plot(expected, adapted, "x", label="adapted, where a gain was promised")
+    found = np.array([row["found"] for row in rows])
+    axes.errorbar(expected, found, xerr=np.abs(ends - expected), fmt="o", capsize=3, label="as it is, 90 % interval")
+    for row, x, y in zip(rows, expected, found, strict=True):
+        axes.annotate(row["day"], (x, y), xytext=(0, 5), textcoords="offset points", ha="center")
+    if adapted := [row for row in rows if row["method"] != "none"]:
+        places = [row["report"].accuracy for row in adapted], [row["adapted"] for row in adapted]
+        axes.plot(*places, "x", color="C1", markersize=9, zorder=3, label="adapted, where a gain was promised")
     axes.set(xlabel="right cell types, expected", ylabel="right cell types, found", xlim=(0, 1), ylim=(0, 1))
     axes.legend()
     figure.savefig(path, dpi=120)
@@ -75,9 +80,10 @@ def main(folder: Path) -> list[dict[str, Any]]:
         print(
             f"{row['day']}  {report.accuracy:8.2f}  {row['found']:5.2f}  {row['adapted']:7.2f}  {row['method']}{what}"
         )
-    print(f"chance is {1 / len(np.unique(cells.cell_type)):.2f}")
+    chance = 1 / len(np.unique(cells.cell_type))
+    print(f"chance is {chance:.2f}")
     folder.mkdir(parents=True, exist_ok=True)
-    draw(rows, folder / "new_day.png")
+    draw(rows, chance, folder / "new_day.png")
     print(f"drawn in {folder / 'new_day.png'}")
     return rows
 

@@ -40,10 +40,7 @@ def as_labels(labels: Any, name: str) -> np.ndarray:
         if np.ma.is_masked(labels):
             raise _missing(name, np.ma.getmaskarray(labels))
         labels = labels.data
-    # A list of 1 and "a" would silently become one of "1" and "a".
-    array = _objects(labels) if isinstance(labels, list | tuple) else np.asarray(labels)
-    if array.dtype.kind == "T":  # numpy 2's strings of any length; a missing one is no str
-        array = np.array(array.tolist(), dtype=object).reshape(array.shape)
+    array = _as_array(labels)
     if array.dtype.kind == "O" and array.ndim:
         array = _of_one_kind(array.ravel().tolist(), name).reshape(array.shape)
     if array.dtype.kind == "S":
@@ -59,15 +56,21 @@ def as_labels(labels: Any, name: str) -> np.ndarray:
     return array
 
 
+def _as_array(labels: Any) -> np.ndarray:
+    # A list of 1 and "a" would silently become one of "1" and "a".
+    array = _objects(labels) if isinstance(labels, list | tuple) else np.asarray(labels)
+    if array.dtype.kind == "T":  # numpy 2's strings of any length; a missing one is no str
+        array = np.array(array.tolist(), dtype=object).reshape(array.shape)
+    return array
+
+
 def have_labels(labels: Any) -> tuple[np.ndarray, Any]:
     """Return which of the labels are not missing, and the labels as an array; -1 is a label here."""
     array: Any
     if isinstance(labels, np.ma.MaskedArray):
         known, array = ~np.ma.getmaskarray(labels), labels.data
     else:
-        array = _objects(labels) if isinstance(labels, list | tuple) else np.asarray(labels)
-        if array.dtype.kind == "T":
-            array = np.array(array.tolist(), dtype=object).reshape(array.shape)
+        array = _as_array(labels)
         known = np.ones(array.shape, bool)
     if array.dtype.kind == "O":
         known &= np.array([not _is_missing(label) for label in array.ravel().tolist()], bool).reshape(array.shape)

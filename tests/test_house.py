@@ -120,7 +120,7 @@ def test_within_the_core_imports_run_one_way():
         "checkpoint",
         "inference",
         "standalone",
-        "kept",
+        "spilled",
         "classifiers",
         "loop",
         "plans.pretraining",

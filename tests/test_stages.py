@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from skbegan.config import Architecture, Config, OnlineRemoval, Pretraining, PublishedRemoval, Removal
-from skbegan.core import kept
+from skbegan.core import spilled
 from skbegan.core.checkpoint import Checkpoint
 from skbegan.core.classifiers import CELL_TYPE_HIDDEN, FeatureClassifier, fit_classifier
 from skbegan.core.engine import Adam, Engine, new_rng
@@ -196,15 +196,15 @@ def test_published_refresh_draws_new_disjoint_subsets_that_cover_all_features():
 
 def test_published_classifiers_are_the_same_whether_images_are_kept_in_memory_or_in_a_file(monkeypatch):
     found, files = [], []
-    original = kept.tempfile.TemporaryFile
+    original = spilled.tempfile.TemporaryFile
 
     def counted(**options: Any) -> Any:
         files.append(original(**options))
         return files[-1]
 
-    monkeypatch.setattr(kept.tempfile, "TemporaryFile", counted)
+    monkeypatch.setattr(spilled.tempfile, "TemporaryFile", counted)
     for most in (2**30, 3000):
-        monkeypatch.setattr(kept, "IN_MEMORY", most)
+        monkeypatch.setattr(spilled, "IN_MEMORY", most)
         stage = make_stage("published", {"classifier_epochs": 1})
         stage.fit_classifiers(make_cells(80))
         found.append({name: snapshot(network) for name, network in stage.classifiers.items()})

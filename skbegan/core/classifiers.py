@@ -11,9 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from skbegan.core.engine import Engine
-from skbegan.core.kept import KeptRows
 from skbegan.core.losses import group_cross_entropy
 from skbegan.core.networks import DrawsItself, Encoding, check_side, glorot_, same_block
+from skbegan.core.spilled import SpilledRows
 from skbegan.data.source import send
 
 
@@ -143,7 +143,7 @@ def _logits(network: nn.Module, inputs: Tensor, condition: Tensor | None, engine
 
 def fit_classifier(
     network: nn.Module,
-    inputs: Tensor | KeptRows,
+    inputs: Tensor | SpilledRows,
     labels: Tensor,
     *,
     learning_rate: float,
@@ -160,7 +160,7 @@ def fit_classifier(
     ----------
     network : nn.Module
         Changed in place; left in training mode.
-    inputs : Tensor of shape (n, ...) or KeptRows
+    inputs : Tensor of shape (n, ...) or SpilledRows
         For a :class:`~skbegan.core.networks.FeatureClassifierGroup` (n, g, n_inputs).
     labels : Tensor of int, shape (n,)
     learning_rate, epochs, minibatch_size
@@ -182,7 +182,7 @@ def fit_classifier(
     own = engine.apart()
     own.optimize("classifier", network.parameters(), learning_rate)
     network.train()
-    in_file = isinstance(inputs, KeptRows) and not inputs.are_in_memory
+    in_file = isinstance(inputs, SpilledRows) and not inputs.are_in_memory
     for _ in range(epochs):
         order = torch.randperm(n_train, generator=rng)
         (placed,) = send([order], inputs.device)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -62,13 +62,27 @@ class Sampler:
         """
         if state is None:
             return
-        done = state["done"]
-        if not self._goes_on or type(done) is not int or done % self.size or not 0 < done <= self.n - self.size:
+        if not self._goes_on:
             raise ValueError("the order of its cells is that of others")
-        rng = torch.Generator()
-        rng.set_state(state["drawn_at"])
-        self._drawn_at, self._done = state["drawn_at"], done
+        rng, self._done = rng_of_pass(state, self.n, self.size)
+        self._drawn_at = state["drawn_at"]
         self._order = torch.randperm(self.n, generator=rng)
+
+
+def rng_of_pass(state: Mapping[str, Any], n: int, size: int) -> tuple[torch.Generator, int]:
+    """Return the generator from which a pass was drawn, and how many of its `n` cells were handed out, from a state.
+
+    Raises
+    ------
+    ValueError, LookupError, TypeError, RuntimeError
+        If it is of another sampler.
+    """
+    done = state["done"]
+    if type(done) is not int or done % size or not 0 < done <= n - size:
+        raise ValueError("the order of its cells is that of others")
+    rng = torch.Generator()
+    rng.set_state(state["drawn_at"])
+    return rng, done
 
 
 def shuffled(n: int, size: int, rng: torch.Generator) -> Iterator[Tensor]:

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from skbegan._lazy import KeptRows, LazyRows, spread_rows
 from skbegan._stored import ArrayRows
+from skbegan.data.sampler import rng_of_pass
 from skbegan.data.splitting import split_validation
 
 BUFFER_BYTES = 2**29  # of the shuffle buffer; images that take less in all are read once and kept
@@ -288,13 +289,9 @@ class StreamSampler:
         """
         if state is None:
             return
-        done = state["done"]
-        if type(done) is not int or done % self.size or not 0 < done <= self.n - self.size:
-            raise ValueError("the order of its cells is that of others")
         if state["slots"] != self.stream.slots:
             raise ValueError("the order of its cells is that of a buffer of another size")
-        rng = torch.Generator()
-        rng.set_state(state["drawn_at"])
+        rng, done = rng_of_pass(state, self.n, self.size)
         self._drawn_at = state["drawn_at"]
         self._begin(rng, done)
 

@@ -19,10 +19,10 @@ from skbegan.core.classifiers import (
     fit_classifier,
 )
 from skbegan.core.engine import Engine, Event
-from skbegan.core.kept import KeptRows
 from skbegan.core.losses import Losses, active_share, group_cross_entropy, positive, weighted_sum
 from skbegan.core.networks import Discriminator, Generator, frozen, new_network, untracked
 from skbegan.core.plans.pretraining import ConditionalGAN, Start, networks_of
+from skbegan.core.spilled import SpilledRows
 from skbegan.data.cells import Cells, Minibatch, symmetry
 from skbegan.data.sampler import in_order
 from skbegan.design import Design
@@ -195,7 +195,7 @@ class PublishedPlan(ConditionalGAN):
                 self.engine.group.take_over(network)
 
     @torch.no_grad()
-    def _generate_all(self, cells: Cells, images: KeptRows | None = None) -> Tensor:
+    def _generate_all(self, cells: Cells, images: SpilledRows | None = None) -> Tensor:
         """Return features of all cells, and add their images: batch statistics, and dropout on."""
         features = []
         with untracked(self.generator):
@@ -212,7 +212,7 @@ class PublishedPlan(ConditionalGAN):
 
     def fit_classifiers(self, cells: Cells) -> None:
         """Fit the classifiers that stay frozen from here on, on what the generator makes of the training cells."""
-        with KeptRows() as images:
+        with SpilledRows() as images:
             want_images = any(name.endswith("image") for name in self.classifiers)
             features = self._generate_all(cells, images if want_images else None)
             for name, network in self.classifiers.items():

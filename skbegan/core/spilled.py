@@ -13,7 +13,7 @@ from torch import Tensor
 IN_MEMORY = 2**30  # bytes on the device, at most; what is more goes to a temporary file
 
 
-class KeptRows:
+class SpilledRows:
     """Rows (n, ...) that are computed part by part and then read in any order, on the device where they came from.
 
     While they are few they stay there; else all of them go to a temporary file, and rows are read from it.
