@@ -75,7 +75,7 @@ class ShiftEstimator(ModelEstimator):
         >>> data = cells.bf, cells.qpi, cells.batch, cells.cell_type
         >>> report = began.fit(*(values[known] for values in data)).check_batch(cells.bf[~known])
         >>> report.n_cells, 0 <= report.accuracy <= 1
-        (66, True)
+        (67, True)
         """
         bf, calibration = self._new_batch(X_bf_new, "check_batch")
         from skbegan.shift.checking import UnusableBatchWarning, check
@@ -146,7 +146,7 @@ class ShiftEstimator(ModelEstimator):
         >>> data = cells.bf, cells.qpi, cells.batch, cells.cell_type
         >>> adapted = began.fit(*(values[known] for values in data)).adapt(cells.bf[~known])
         >>> adapted.transform(cells.bf[~known]).shape, adapted.adaptation_.n_cells
-        ((66, 16), 66)
+        ((67, 16), 67)
         """
         bf, calibration = self._new_batch(X_bf_new, "adapt")
         assert self._model is not None
