@@ -132,6 +132,15 @@ def _leaves(*values: Any) -> Iterator[Any]:
             yield value
 
 
+_real_grouped = torch.optim.Optimizer._group_tensors_by_device_and_dtype
+
+
+def _grouped(tensors: Any, with_indices: bool = False) -> Any:
+    """Stand for what sorts the tensors of an optimizer by device, in C++, where they are all of the CPU."""
+    found = _real_grouped(tensors, with_indices)
+    return {(CUDA if _tag(lists[0][0]) == CUDA else d, t): (lists, at) for (d, t), (lists, at) in found.items()}
+
+
 def _is_pinned(tensor: Tensor) -> bool:
     return getattr(tensor.untyped_storage(), "pinned", False)
 
@@ -166,7 +175,8 @@ class _Below(TorchDispatchMode):
             if device != of:
                 raise DeviceMixed(f"{name}: a generator of {of} for a tensor on {device} at {_where()}")
         if wanted == CUDA:
-            self._count(func, name)
+            if name != "copy_" or tags[id(args[1])] != CPU:  # what goes to the card is in `events`
+                self._count(func, name)
             if name in WAITING:
                 owner.record("wait", name)
             if name in ("index", "index_put", "index_put_", "_index_put_impl_", "_unsafe_index_put"):
@@ -187,7 +197,11 @@ class _Below(TorchDispatchMode):
                 if argument.alias_info is not None and argument.alias_info.is_write and isinstance(value, Tensor):
                     if getattr(value.untyped_storage(), "in_flight", False):
                         owner.record("hazard", f"{name} writes to a host buffer that is being copied")
+        if owner.recording is not None and CUDA in (wanted, owner.requested):
+            owner.recording.before(func, name, args, kwargs, tags)
         result = func(*args, **kwargs)
+        if owner.recording is not None:
+            owner.recording.after(result, tensors)
         inputs = {x.untyped_storage()._cdata for x in tensors if tags[id(x)] is not None}
         for out in _leaves(result):
             if not isinstance(out, Tensor) or _tag(out) is None:
@@ -341,6 +355,37 @@ class _Above(TorchFunctionMode):
         return result
 
 
+class Recording:
+    """The operations of a step as a graph would hold them, in `operations`.
+
+    Each has its name, the shapes, types and strides of its tensors, the addresses of those that were there before the
+    step, and all numbers: what changes there from step to step would be wrong in a graph that was captured once.
+    """
+
+    def __init__(self) -> None:
+        self.operations: list[tuple[Any, ...]] = []
+        self._made: dict[int, Tensor] = {}  # within the step; kept, so that no address is used twice
+
+    def before(self, func: Any, name: str, args: Any, kwargs: Any, tags: dict[int, Any]) -> None:
+        if name == "copy_" and tags[id(args[1])] == CPU:
+            args = args[:1]  # what comes from the host is elsewhere each time, and would be copied outside of a graph
+        self.operations.append((str(func), *map(self._told, _leaves(args, kwargs))))
+
+    def after(self, result: Any, tensors: list[Tensor]) -> None:
+        given = {x.untyped_storage().data_ptr() for x in tensors if x.layout is torch.strided}
+        for out in _leaves(result):
+            if isinstance(out, Tensor) and out.layout is torch.strided:
+                if out.untyped_storage().data_ptr() in given:  # a view, or changed in place
+                    continue
+                self._made.setdefault(out.untyped_storage().data_ptr(), out)
+
+    def _told(self, value: Any) -> Any:
+        if not isinstance(value, Tensor):
+            return type(value).__name__ if isinstance(value, _real_generator) else repr(value)
+        within = value.untyped_storage().data_ptr() in self._made
+        return tuple(value.shape), value.stride(), value.dtype, None if within else value.data_ptr()
+
+
 # Both -----------------------------------------------------------------------------------------------------------------
 
 
@@ -404,6 +449,16 @@ class FakeCuda:
         self.free = free
         self.strict = strict
         self.requested: torch.device | None = None
+        self.recording: Recording | None = None
+
+    @contextlib.contextmanager
+    def recorded(self) -> Iterator[Recording]:
+        """Record the operations within it."""
+        self.recording = recording = Recording()
+        try:
+            yield recording
+        finally:
+            self.recording = None
 
     def _mem_get_info(self, device: Any = None) -> tuple[int, int]:
         if self.strict and device is not None and not isinstance(device, int) and torch.device(device).index is None:
@@ -448,6 +503,7 @@ class FakeCuda:
         }.items():
             enter(mock.patch.object(torch.cuda, name, value))
         enter(mock.patch.object(Tensor, "record_stream", lambda tensor, stream: None))
+        enter(mock.patch.object(torch.optim.Optimizer, "_group_tensors_by_device_and_dtype", staticmethod(_grouped)))
         enter(mock.patch.object(torch, "Generator", _Generator))
         enter(mock.patch.object(torch, "autocast", _Autocast))
         enter(_Below(self))

@@ -175,7 +175,7 @@ def test_a_rate_that_decays_rises_and_falls():
 
     plan = PretrainingPlan.__new__(PretrainingPlan)
     plan.config = Pretraining(decay=0.5)
-    rates = [plan.schedule(progress) for progress in np.linspace(0, 0.99, 34)]
+    rates = [plan.share_at(progress) for progress in np.linspace(0, 0.99, 34)]
     assert rates[0] < 0.1 and max(rates) == 1.0 and rates[-1] < 0.05
     plan.config = Pretraining(decay=0.0)
-    assert {plan.schedule(progress) for progress in np.linspace(0, 1, 5)} == {1.0}
+    assert {plan.share_at(progress) for progress in np.linspace(0, 1, 5)} == {1.0}

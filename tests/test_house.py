@@ -108,7 +108,9 @@ def test_within_the_core_imports_run_one_way():
     order = [
         "cpu_kernels",
         "parallel",
+        "adam",
         "engine",
+        "recent",
         "losses",
         "descriptors",
         "outputs",

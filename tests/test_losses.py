@@ -93,7 +93,7 @@ def test_memory_forgets_the_oldest():
     for shift in (9.0, 0.0, 0.0):
         cells = minibatch(50)
         alignment.remember(cells, features_of(cells, shift))
-    assert len(alignment.state()["features"]) == 100
+    assert len(alignment.state()["rows"]) == 100
     assert float(alignment.loss(cells, features_of(cells, 0.0))) < 0.7
 
 

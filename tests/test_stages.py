@@ -183,6 +183,8 @@ def test_published_refresh_draws_new_disjoint_subsets_that_cover_all_features():
     stage.begin_epoch(0, cells)
     first = stage.classifiers["batch"].rows.clone(), snapshot(stage.classifiers["cell_type"])
     optimizer = stage.engine.optimizers["generator"]
+    stage.step(minibatch(), 0.5)
+    assert float(next(iter(optimizer.state.values()))["exp_avg_sq"].max()) > 0
     stage.begin_epoch(1, cells)
     assert torch.equal(stage.classifiers["batch"].rows, first[0])
     stage.begin_epoch(2, cells)
@@ -190,7 +192,9 @@ def test_published_refresh_draws_new_disjoint_subsets_that_cover_all_features():
     assert not torch.equal(subsets.rows, first[0])
     chosen = subsets.rows[subsets.kept.bool()]
     assert sorted(chosen.tolist()) == list(range(10))  # 10 features in 4 subsets: two of 3, two of 2
-    assert stage.engine.optimizers["generator"] is not optimizer  # a new Adam
+    assert stage.engine.optimizers["generator"] is optimizer  # in the same memory, as new
+    assert optimizer.param_groups[0]["n_steps"] == 0
+    assert not any(value.any() for state in optimizer.state.values() for value in state.values())
     assert not moved(first[1], stage.classifiers["cell_type"], buffers=False)  # fitted once only
 
 

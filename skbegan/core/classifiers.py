@@ -180,7 +180,7 @@ def fit_classifier(
     n_held_out = int(len(inputs) * holdout)
     n_train = len(inputs) - n_held_out
     own = engine.apart()
-    own.optimize("classifier", network.parameters(), learning_rate)
+    own.optimize("classifier", network.parameters(), learning_rate, updates=0)
     network.train()
     in_file = isinstance(inputs, SpilledRows) and not inputs.are_in_memory
     for _ in range(epochs):
@@ -204,3 +204,11 @@ def fit_classifier(
         cross_entropy = group_cross_entropy(logits, target).tolist()
     network.train()
     return ClassifierFit(accuracy, cross_entropy)
+
+
+@torch.no_grad()
+def is_dead(network: nn.Module, features: Tensor, condition: Tensor) -> bool:
+    """Whether a classifier's output is the same for all cells, as when its ReLUs return 0 for all of them."""
+    features = features[:256]
+    logits = network(features, condition[:1].expand(len(features), -1))
+    return bool(logits.std(0).max() < 1e-6)

@@ -12,9 +12,11 @@ from typing import NamedTuple, TypeVar
 import torch
 from torch import Tensor, nn
 
+from skbegan.core.adam import Adam as Adam
 from skbegan.core.parallel import ALONE, Group
 
 Network = TypeVar("Network", bound=nn.Module)
+RATES = "rates"  # of the optimizers, among the draws of a step
 MIN_BFLOAT16_WIDTH = 32  # of networks that a CPU may run in bfloat16: in narrower ones it does not pay
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
 
@@ -163,42 +165,6 @@ def place(network: Network, device: torch.device, dtype: torch.dtype) -> Network
     return network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
-class Adam(torch.optim.Adam):
-    """Adam with beta1 0.5, beta2 0.999 and Keras' place for epsilon, in torch's fused kernel.
-
-    Keras' update is ``lr * sqrt(1 - b2**t) / (1 - b1**t) * m / (sqrt(v) + eps)``. Torch's adds epsilon after the bias
-    correction of ``v``; the two agree when torch is given ``eps / sqrt(1 - b2**t)``, so that is what each step gets.
-
-    Parameters
-    ----------
-    parameters : iterable of Tensor
-    learning_rate : float
-    """
-
-    BETAS = (0.5, 0.999)
-    EPSILON = 1e-7
-
-    def __init__(self, parameters: Iterable[Tensor], learning_rate: float) -> None:
-        super().__init__(parameters, lr=learning_rate, betas=self.BETAS, eps=self.EPSILON, fused=True)
-        for group in self.param_groups:
-            group["n_steps"] = 0
-
-    def step(self, closure: None = None) -> None:  # type: ignore[override]
-        for group in self.param_groups:
-            group["n_steps"] += 1
-            group["eps"] = self.EPSILON / (1.0 - self.BETAS[1] ** group["n_steps"]) ** 0.5
-        super().step(closure)
-
-    @property
-    def learning_rate(self) -> float:
-        return float(self.param_groups[0]["lr"])
-
-    @learning_rate.setter
-    def learning_rate(self, learning_rate: float) -> None:
-        for group in self.param_groups:
-            group["lr"] = learning_rate
-
-
 class Engine:
     """Device, precision, random streams and optimizers of a stage.
 
@@ -248,9 +214,38 @@ class Engine:
         """Context in which networks compute in the engine's precision."""
         return autocast(self.device, self.dtype)
 
-    def optimize(self, name: str, parameters: Iterable[Tensor], learning_rate: float) -> None:
-        """Give parameters a new optimizer, in place of an earlier one of that name."""
-        self.optimizers[name] = Adam(parameters, learning_rate)
+    def optimize(self, name: str, parameters: Iterable[Tensor], learning_rate: float, updates: int = 1) -> None:
+        """Give parameters a new optimizer; one of that name that they have already is emptied, and its memory stays.
+
+        Parameters
+        ----------
+        name : str
+        parameters : iterable of Tensor
+        learning_rate : float
+        updates : int, default=1
+            Of each training step. A card gets their learning rates with the minibatch, see :meth:`coming`; with 0 they
+            are numbers of the host.
+        """
+        own, updates = list(parameters), updates if self.device.type == "cuda" else 0
+        known = self.optimizers.get(name)
+        if isinstance(known, Adam) and known.updates == updates and known.is_of(own):
+            known.restart(learning_rate)
+        else:
+            self.optimizers[name] = Adam(own, learning_rate, updates)
+
+    def coming(self) -> dict[str, Tensor]:
+        """Return, on the CPU, the learning rates that the next training step needs on the device: none on a CPU."""
+        if self.device.type != "cuda":
+            return {}
+        rates = [rate for optimizer in self.optimizers.values() for rate in optimizer.coming()]
+        return {RATES: torch.tensor(rates, dtype=torch.float32)}
+
+    def schedule(self, draws: Mapping[str, Tensor]) -> None:
+        """Let the optimizers take up the learning rates that came to the device among the draws of a step."""
+        if RATES in draws:
+            rates = iter(draws[RATES].unbind())
+            for optimizer in self.optimizers.values():
+                optimizer.schedule([next(rates) for _ in range(optimizer.updates)])
 
     def descend(self, name: str, loss: Tensor) -> None:
         """Take one step of an optimizer down the gradient of a loss, the mean over the processes."""

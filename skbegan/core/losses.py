@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from skbegan.core.recent import Recent
 from skbegan.data.cells import Minibatch, Whole
 
 Losses = dict[str, Tensor]
@@ -116,58 +117,64 @@ class BatchAlignment:
         *,
         partial: bool = False,
     ) -> None:
-        self.n_batches, self.n_groups, self.memory = n_batches, n_batches * n_cell_types, memory
+        self.n_batches, self.n_groups = n_batches, n_batches * n_cell_types
         self.shrinkage, self.partial = shrinkage, partial
-        self._features: Tensor | None = None
-        self._groups: Tensor | None = None
+        self._recent = Recent(memory)
 
-    def state(self) -> dict[str, Tensor | None]:
-        """Return what a resumed run needs."""
-        return {"features": self._features, "groups": self._groups}
+    def state(self) -> dict[str, Tensor] | None:
+        """Return what a resumed run needs; None before the first minibatch."""
+        return self._recent.state()
 
-    def restore(self, state: dict[str, Tensor | None], device: torch.device) -> None:
+    def restore(self, state: dict[str, Tensor] | None, device: torch.device) -> None:
         """Take up what :meth:`state` returned."""
-        features, groups = state["features"], state["groups"]
-        self._features = None if features is None else features.to(device)
-        self._groups = None if groups is None else groups.to(device)
+        self._recent.restore(state, device)
 
     def forget(self) -> None:
         """Empty the memory."""
-        self._features = self._groups = None
+        self._recent.forget()
 
-    def _group(self, cells: Minibatch | Whole) -> Tensor:
-        return cells.cell_type * self.n_batches + cells.batch
+    def _counted(self, cells: Minibatch | Whole, features: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the features with a column of ones, which count the cells, and the groups of the cells.
+
+        All is 0 for cells of unknown type.
+        """
+        groups = cells.cell_type * self.n_batches + cells.batch
+        counted = torch.cat([features, features.new_ones(len(features), 1)], 1)
+        if self.partial:
+            counted, groups = counted * (groups >= 0)[:, None], groups.clamp(min=0)
+        return counted, groups
 
     @torch.no_grad()
     def remember(self, cells: Minibatch | Whole, features: Tensor) -> None:
         """Add the features of a minibatch to the memory, which forgets the oldest."""
-        features, groups = features.detach(), self._group(cells)
-        if self._features is not None and self._groups is not None:
-            features = torch.cat([self._features, features])[-self.memory :]
-            groups = torch.cat([self._groups, groups])[-self.memory :]
-        self._features, self._groups = features, groups
+        self._recent.add(*self._counted(cells, features.detach()))
 
-    def _sums(self, features: Tensor, groups: Tensor) -> tuple[Tensor, Tensor]:
-        ones = features.new_ones(len(groups), 1)
-        if self.partial:
-            ones = (groups >= 0).to(features.dtype)[:, None]
-            features, groups = features * ones, groups.clamp(min=0)
-        counts = features.new_zeros(self.n_groups, 1).index_add(0, groups, ones)
-        return features.new_zeros(self.n_groups, features.shape[1]).index_add(0, groups, features), counts
+    def _sums(self, counted: Tensor, groups: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the sums of the features of each group, and how many cells it has."""
+        sums = counted.new_zeros(self.n_groups, counted.shape[1]).index_add(0, groups, counted)
+        return sums[:, :-1], sums[:, -1:]
 
     def loss(self, cells: Minibatch | Whole, features: Tensor) -> Tensor:
         """Return ``log(1 + D**2)``, averaged over groups; D is a batch's distance from the centre of its type.
 
         The gradient reaches the features of the minibatch, whose means are mixed into those of the memory.
         """
-        assert self._features is not None and self._groups is not None, "remember comes first"
+        return self._loss(*self._counted(cells, features))
+
+    def remembered_loss(self, cells: Minibatch | Whole, features: Tensor) -> Tensor:
+        """Add the features of a minibatch to the memory, and return the loss then."""
+        features, groups = self._counted(cells, features)
+        self._recent.add(features.detach(), groups)
+        return self._loss(features, groups)
+
+    def _loss(self, features: Tensor, own_groups: Tensor) -> Tensor:
         with torch.no_grad():
-            sums, counts = self._sums(self._features, self._groups)
+            remembered, groups = self._recent.read()
+            sums, counts = self._sums(remembered, groups)
             means = sums / counts.clamp(min=1)
-            within = self._features - means[self._groups.clamp(min=0)]
-            if self.partial:
-                known = self._groups >= 0
-                within = within * known[:, None]
+            within, known = remembered[:, :-1] - means[groups], remembered[:, -1:]
+            if self.partial or known.device.type == "cuda":  # where the memory has rows that are not filled yet
+                within = within * known
                 covariance = within.T @ within / known.sum().clamp(min=1)
             else:
                 covariance = within.T @ within / len(within)
@@ -178,10 +185,10 @@ class BatchAlignment:
             per_type = (-1, self.n_batches, 1)
             weights = counted.view(per_type).to(features.dtype)
             weights = weights / weights.sum(1, keepdim=True).clamp(min=1)
-        own_sums, own_counts = self._sums(features, self._group(cells))
+        own_sums, own_counts = self._sums(features, own_groups)
         own_means = own_sums / own_counts.clamp(min=1)
         share = OWN_SHARE * (counted & (own_counts > 0)).to(features.dtype)
-        mixed = (means + share * (own_means - means)).view(*per_type[:2], features.shape[1])
+        mixed = (means + share * (own_means - means)).view(*per_type[:2], means.shape[1])
         centres = (mixed * weights).sum(1, keepdim=True)
         offsets = ((mixed - centres) * (weights > 0)).flatten(0, 1)
         squared = torch.linalg.solve_triangular(root, offsets.T, upper=False).square().sum(0)

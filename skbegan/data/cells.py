@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from skbegan.data.sampler import Sampler
-from skbegan.data.source import ImageSource, Scaling, send
+from skbegan.data.source import ImageSource, Landing, Scaling, send
 from skbegan.data.stream import RowBuffer, RowsExcept, Stream, StreamSampler, as_rows
 from skbegan.design import Design
 
@@ -85,6 +85,7 @@ class Cells:
         self.bf, self.target, self.rows = bf, target, rows
         self._codes = [torch.from_numpy(codes[rows].astype(np.int64)) for codes in (batch, cell_type)]
         self.batch, self.cell_type = (codes.to(bf.device) for codes in self._codes)
+        self._landing = Landing()
 
     @classmethod
     def of_split(
@@ -152,13 +153,13 @@ class Cells:
         """Return the cells at `indices`, a CPU tensor of positions within this set.
 
         With several processes, `world`, those of the process `rank`: an equal part of them, in order. `draws`, on the
-        CPU, travel along: codes, positions and draws go to a card in one copy.
+        CPU, travel along: codes, positions and draws go to a card in one copy, and stay there until the next ones come.
         """
         size = len(indices) // world
         own = slice(rank * size, (rank + 1) * size)
         rows = self.rows[indices[own].numpy()]
         sent = [indices, *(codes[indices] for codes in self._codes), torch.from_numpy(rows), *(draws or {}).values()]
-        place, batch, cell_type, at, *drawn = send(sent, self.bf.device)
+        place, batch, cell_type, at, *drawn = send(sent, self.bf.device, None if draws is None else self._landing)
         there = None if draws is None else dict(zip(draws, drawn, strict=True))
         part_of = None
         if world > 1:
@@ -199,6 +200,7 @@ class StreamedCells(Cells):
         self._all_codes = batch, cell_type
         self._rows = RowsExcept(len(batch), stream.held_out)
         self._buffer: RowBuffer | None = None
+        self._landing = Landing()
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -223,10 +225,11 @@ class StreamedCells(Cells):
         images = self._buffer.take(indices[own].numpy())
         rows = self._rows[indices.numpy()]
         codes = [torch.from_numpy(codes[rows].astype(np.int64)) for codes in self._all_codes]
-        batch, cell_type, *drawn = send([*codes, *(draws or {}).values()], self.bf.device)
+        landing = None if draws is None else self._landing
+        batch, cell_type, *drawn = send([*codes, *(draws or {}).values()], self.bf.device, landing)
         there = None if draws is None else dict(zip(draws, drawn, strict=True))
         part_of = Whole(batch, cell_type, None, own.start) if world > 1 else None
-        pair = [s._convert(x) for s, x in zip((self.bf, self.target), images, strict=True)]
+        pair = [s._convert(x, in_place=True) for s, x in zip((self.bf, self.target), images, strict=True)]
         return Minibatch(pair[0], pair[1], batch[own], cell_type[own], None, part_of, there)
 
 

@@ -55,6 +55,23 @@ def value_range(images: np.ndarray, rows: np.ndarray | None = None, chunk: int =
     return low, high
 
 
+class Landing:
+    """Memory of a card in which what steps need arrives, one after the other: at the same place each time.
+
+    What arrived before is overwritten.
+    """
+
+    def __init__(self) -> None:
+        self._memory: Tensor | None = None
+
+    def receive(self, sent: Tensor, device: torch.device) -> Tensor:
+        """Copy pinned memory to the device, without waiting for it."""
+        kept = self._memory
+        if kept is None or len(kept) < len(sent) or (kept.dtype, kept.shape[1:]) != (sent.dtype, sent.shape[1:]):
+            self._memory = kept = torch.empty(sent.shape, dtype=sent.dtype, device=device)
+        return kept[: len(sent)].copy_(sent, non_blocking=True)
+
+
 class ImageSource:
     """Images of cells in the caller's array, handed out as standardised (n, C, H, W) tensors on the device.
 
@@ -94,6 +111,7 @@ class ImageSource:
         self._mean = torch.tensor(scaling.mean - self._offset, dtype=self.dtype, device=device)[:, None, None]
         self._gain = torch.tensor(1.0 / scaling.scale, dtype=self.dtype, device=device)[:, None, None]
         self._resident: Tensor | None = None
+        self._landing = Landing()
 
     def __len__(self) -> int:
         return len(self.images)
@@ -124,7 +142,7 @@ class ImageSource:
     def take(self, rows: np.ndarray | slice, place: Tensor | None = None) -> Tensor:
         """Return images; `place` are the same rows on the device, where they are there already."""
         if self._resident is None:
-            return self._convert(self.images[rows])
+            return self._convert(self.images[rows], in_place=place is not None)
         if isinstance(rows, slice):
             found = self._resident[rows]
         else:
@@ -132,12 +150,15 @@ class ImageSource:
             found = self._resident[where]
         return self.on_device(found) if self._stays_raw else found
 
-    def _sent(self, images: np.ndarray) -> Tensor:
+    def _sent(self, images: np.ndarray, landing: Landing | None = None) -> Tensor:
         host = self.staged(images)
-        return host.pin_memory().to(self.device, non_blocking=True) if self.device.type == "cuda" else host
+        if self.device.type != "cuda":
+            return host
+        pinned = host.pin_memory()
+        return pinned.to(self.device, non_blocking=True) if landing is None else landing.receive(pinned, self.device)
 
-    def _convert(self, images: np.ndarray) -> Tensor:
-        return self.on_device(self._sent(images))
+    def _convert(self, images: np.ndarray, in_place: bool = False) -> Tensor:
+        return self.on_device(self._sent(images, self._landing if in_place else None))
 
     def staged(self, images: np.ndarray) -> Tensor:
         """Return images (n, H, W) or (n, H, W, C) as they go to the device, (n, H, W, C) in memory of their own.
@@ -171,13 +192,17 @@ def by_itself(images: Tensor) -> Tensor:
     return centred / (centred.square().mean((2, 3), keepdim=True).sqrt() + FAINTEST)
 
 
-def send(parts: Sequence[Tensor], device: torch.device) -> list[Tensor]:
-    """Return tensors of the CPU on a device: all in one copy, from pinned memory, which nothing has to wait for."""
+def send(parts: Sequence[Tensor], device: torch.device, landing: Landing | None = None) -> list[Tensor]:
+    """Return tensors of the CPU on a device: all in one copy, from pinned memory, which nothing has to wait for.
+
+    With a `landing` they are there until the next ones come.
+    """
     if device.type == "cpu":
         return list(parts)
     flat = [part.contiguous().flatten().view(torch.uint8) for part in parts]
     padded = [F.pad(part, (0, -len(part) % 8)) for part in flat]  # so that each begins where its numbers may
-    moved = torch.cat(padded).pin_memory().to(device, non_blocking=True)
+    pinned = torch.cat(padded).pin_memory()
+    moved = pinned.to(device, non_blocking=True) if landing is None else landing.receive(pinned, device)
     found, start = [], 0
     for part, own, whole in zip(parts, flat, padded, strict=True):
         found.append(moved[start : start + len(own)].view(part.dtype).view(part.shape))

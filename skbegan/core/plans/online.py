@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from skbegan.config import Config, OnlineRemoval, Removal
 from skbegan.core.averaging import MovingAverage
-from skbegan.core.classifiers import CELL_TYPE_HIDDEN, FeatureClassifier, ImageClassifier, fit_classifier
+from skbegan.core.classifiers import CELL_TYPE_HIDDEN, FeatureClassifier, ImageClassifier, fit_classifier, is_dead
 from skbegan.core.content import DescriptorLoss
 from skbegan.core.content import networks_of as head_of
 from skbegan.core.engine import Engine, Event
@@ -44,14 +44,13 @@ from skbegan.core.plans.pretraining import ConditionalGAN, Start, networks_of
 from skbegan.core.plans.views import Views
 from skbegan.data.cells import Cells, Minibatch, Whole
 from skbegan.data.sampler import Sampler
-from skbegan.data.source import send
 from skbegan.data.style import BatchStyles
 from skbegan.design import Design
 
 ADVERSARY_HIDDEN = (256, 128)
 KNOWN_CELLS = 16384  # at most, whose features a new adversary learns from: memory does not grow with the data
 DEAD_SHARE = 0.05  # fewer active features than this share of all is a dead bottleneck
-WEIGHTS = "weights"  # of the losses, among the draws of a step
+WEIGHTS, AVERAGE = "weights", "average"  # of the losses, and the share in the EMA, among the draws of a step
 RAMPED = ("batch", "batch_image", "alignment")
 
 
@@ -135,16 +134,13 @@ class OnlinePlan(ConditionalGAN):
         aligned = BatchAlignment(design.n_batches, design.n_cell_types, memory, partial=self.partial)
         self.alignment = aligned if "alignment" in self.weights else None
         self.activity: Activity | None = None
-        self.average = MovingAverage(method.averaging)
+        self.average = MovingAverage(method.averaging, self.generator)
 
     # One step -----------------------------------------------------------------------------------------------------
 
     def step(self, cells: Minibatch, progress: float) -> Losses:
         """One step: views, generate, update discriminator and classifiers, then the generator with all else frozen."""
-        weights, draws = self.weights_at(progress), cells.draws
-        if draws is None:
-            drawn = self.draws(len(cells.whole.batch), progress)
-            draws = dict(zip(drawn, send(list(drawn.values()), self.engine.device), strict=True))
+        weights, draws = self.weights_at(progress), self.drawn(cells, progress)
         wanted = None if self.descriptors is None else self.descriptors.wanted(cells)
         cells, second = self.views(cells, draws)
         image, features = self.generate(cells.source, self.engine.rngs["dropout"])
@@ -152,22 +148,19 @@ class OnlinePlan(ConditionalGAN):
         if "adversarial" in weights:
             losses |= self.update_discriminator(cells, image)
         losses |= self.update_classifiers(cells, image, features)
-        if self.alignment is not None:
-            self.alignment.remember(cells.whole, features)
         readers = [*self.classifiers.values(), *self.adversaries.values()]
         with frozen(self.discriminator), frozen(*readers, batch_statistics=True):
             losses |= self.generator_losses(cells, image, scaled := standardised_once(features))
             if self.alignment is not None:
-                losses["alignment"] = self.alignment.loss(cells.whole, features)
+                losses["alignment"] = self.alignment.remembered_loss(cells.whole, features)
             losses |= self.content_losses(features, scaled, second, wanted)
             if "decorrelation" in weights:
                 losses["decorrelation"] = decorrelation(scaled())
             if self.activity is not None:
                 losses["activity"] = self.activity.loss(features)
             losses["total"] = weighted_sum(losses, weights, draws[WEIGHTS])
-            self.engine.optimizers["generator"].learning_rate = self.learning_rate * self.decay_at(progress)
             self.engine.descend("generator", losses["total"])
-        self.average.update(self.generator)
+        self.average.update(draws.get(AVERAGE))
         return losses
 
     def content_losses(
@@ -189,14 +182,17 @@ class OnlinePlan(ConditionalGAN):
     def draws(self, n: int, progress: float) -> dict[str, Tensor]:
         """Draw styles and orientations; the weights of the losses at this progress come along."""
         weights = torch.tensor(list(self.weights_at(progress).values()), dtype=self.engine.wide)
-        return {**self.views.draw(n, self.own(n)), WEIGHTS: weights}
+        found = {**self.views.draw(n, self.own(n)), WEIGHTS: weights, **self.scheduled(progress)}
+        if self.engine.device.type == "cuda":
+            found[AVERAGE] = torch.tensor(self.average.share(), dtype=self.engine.wide)
+        return found
 
     def weights_at(self, progress: float) -> dict[str, float]:
         """Return the weights of the losses: those that remove the batch rise from 0 over the ramp."""
         ramp = min(1.0, progress / self.method.ramp) if self.method.ramp else 1.0
         return {name: ramp * weight if name in RAMPED else weight for name, weight in self.weights.items()}
 
-    def decay_at(self, progress: float) -> float:
+    def share_at(self, progress: float) -> float:
         """Return the share of the generator's learning rate: it falls to 0 over the last part of the stage."""
         return min(1.0, (1.0 - progress) / self.method.decay) if self.method.decay else 1.0
 
@@ -332,7 +328,7 @@ class OnlinePlan(ConditionalGAN):
             for positions in sampler.epoch():
                 group = self.engine.group
                 minibatch = cells.take(positions, group.rank, group.world, self.draws(len(positions), 0.0))
-                minibatch, _ = self.views(minibatch, minibatch.draws or {})
+                minibatch, _ = self.views(minibatch, self.drawn(minibatch, 0.0))
                 with torch.no_grad(), untracked(self.generator):
                     image, features = self.generate(minibatch.source, self.engine.rngs["dropout"])
                 self.update_classifiers(minibatch, image, features)
@@ -362,12 +358,12 @@ class OnlinePlan(ConditionalGAN):
                 engine=self.engine,
                 condition=condition,
             )
-            if math.isfinite(fit.cross_entropy[0]) and not _is_dead(fresh, features, condition):
+            if math.isfinite(fit.cross_entropy[0]) and not is_dead(fresh, features, condition):
                 break
             self.events.append(Event(self.name, "a new adversary did not learn and was started again", warns=False))
         network.load_state_dict(fresh.state_dict())
         self.engine.group.take_over(network)
-        self.engine.optimize(name, network.parameters(), rate)
+        self._optimize(name)
 
     @torch.no_grad()
     def _features(self, cells: Cells) -> tuple[Tensor, Tensor]:
@@ -416,10 +412,14 @@ class OnlinePlan(ConditionalGAN):
         return next(placed), next(placed)
 
     def _optimize_classifiers(self) -> None:
-        for name, network in self.classifiers.items():
-            self.engine.optimize(name, network.parameters(), self.learning_rates["classifier"])
-        for name, network in self.adversaries.items():
-            self.engine.optimize(name, network.parameters(), self.learning_rates["adversary"])
+        for name in self.classifiers | self.adversaries:
+            self._optimize(name)
+
+    def _optimize(self, name: str) -> None:
+        """Give a classifier or adversary a new optimizer."""
+        rate = self.learning_rates["classifier" if name in self.classifiers else "adversary"]
+        updates = self.method.adversary_steps if name in self.feature_adversaries() else 1
+        self.engine.optimize(name, self.networks[name].parameters(), rate, updates)
 
     # Going on and going back --------------------------------------------------------------------------------------
 
@@ -443,27 +443,18 @@ class OnlinePlan(ConditionalGAN):
             self.alignment.restore(state["alignment"], device)
         if state["activity"] is not None:
             self.activity = Activity.restored(state["activity"], device)
-        self.average.values = [average.to(device) for average in state["average"]]
-        self.average.n_updates = state["n_averaged"]
+        self.average.restart(state["average"], state["n_averaged"])
 
     def soften(self) -> None:
         """Forget momenta, average and the memory of the alignment, and halve the learning rates."""
         super().soften()
         self.learning_rates = {name: rate / 2 for name, rate in self.learning_rates.items()}
-        self.average = MovingAverage(self.method.averaging)
+        self.average.restart()
         if self.alignment is not None:
             self.alignment.forget()
         if self.descriptors is not None:
             self.descriptors.restart()
         self._optimize_classifiers()
-
-
-@torch.no_grad()
-def _is_dead(network: nn.Module, features: Tensor, condition: Tensor) -> bool:
-    """Whether a classifier's output is the same for all cells, as when its ReLUs return 0 for all of them."""
-    features = features[:256]
-    logits = network(features, condition[:1].expand(len(features), -1))
-    return bool(logits.std(0).max() < 1e-6)
 
 
 def build(config: Config, cells: Cells, design: Design, engine: Engine, start: Start) -> OnlinePlan:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
@@ -27,6 +28,7 @@ from skbegan.core.networks import (
     without_outputs,
 )
 from skbegan.data.cells import Cells, Minibatch, draw_coins, symmetry
+from skbegan.data.source import send
 from skbegan.design import Design
 
 WARMUP = 0.05  # of the stage, over which a learning rate that decays rises first
@@ -74,15 +76,34 @@ class ConditionalGAN:
         self.networks: dict[str, nn.Module] = {"generator": generator, "discriminator": discriminator}
         self.events: list[Event] = []
         engine.optimize("generator", generator.parameters(), learning_rate)
-        engine.optimize("discriminator", discriminator.parameters(), discriminator_learning_rate)
+        engine.optimize("discriminator", discriminator.parameters(), discriminator_learning_rate, updates=2)
 
     def draws(self, n: int, progress: float) -> dict[str, Tensor]:
         """Draw, on the CPU, what a step at some progress needs for a minibatch of `n` cells of all processes.
 
-        It travels to the device with the cells. A step whose cells come without draws by itself.
+        It travels to the device with the cells, and so do numbers that change from step to step, as far as a card needs
+        them there. A step whose cells come without draws by itself.
         """
         coins = draw_coins(n, self.engine.rngs["order"])[:, self.own(n)] if self.config.augment else None
-        return {} if coins is None else {"coins": coins}
+        return self.scheduled(progress) | ({} if coins is None else {"coins": coins})
+
+    def scheduled(self, progress: float) -> dict[str, Tensor]:
+        """Set the learning rate of the generator; return, on the CPU, the rates that a card needs, see `Engine`."""
+        self.engine.optimizers["generator"].learning_rate = self.learning_rate * self.share_at(progress)
+        return self.engine.coming()
+
+    def share_at(self, progress: float) -> float:
+        """Return the share of the generator's learning rate at a progress of 0 to 1 over the stage: all of it."""
+        return 1.0
+
+    def drawn(self, cells: Minibatch, progress: float) -> Mapping[str, Tensor]:
+        """Return what was drawn for a step, on the device; the optimizers take up their learning rates."""
+        draws = cells.draws
+        if draws is None:
+            on_host = self.draws(len(cells.whole.batch), progress)
+            draws = dict(zip(on_host, send(list(on_host.values()), self.engine.device), strict=True))
+        self.engine.schedule(draws)
+        return draws
 
     def own(self, n: int) -> slice:
         """Return which of `n` cells of all processes are those of this one."""
@@ -141,7 +162,9 @@ class ConditionalGAN:
         self.learning_rate /= 2
         self.discriminator_learning_rate /= 2
         self.engine.optimize("generator", self.generator.parameters(), self.learning_rate)
-        self.engine.optimize("discriminator", self.discriminator.parameters(), self.discriminator_learning_rate)
+        self.engine.optimize(
+            "discriminator", self.discriminator.parameters(), self.discriminator_learning_rate, updates=2
+        )
 
 
 class PretrainingPlan(ConditionalGAN):
@@ -173,8 +196,9 @@ class PretrainingPlan(ConditionalGAN):
 
         The image is generated once and serves all three updates; the generator does not change in between.
         """
+        draws = self.drawn(cells, progress)
         if self.config.augment:
-            cells = symmetry(cells, self.engine.rngs["order"])
+            cells = symmetry(replace(cells, draws=draws), self.engine.rngs["order"])
         image, _ = self.generate(cells.source, self.engine.rngs["dropout"])
         losses: Losses = {}
         if "adversarial" in self.weights:
@@ -182,11 +206,10 @@ class PretrainingPlan(ConditionalGAN):
         with frozen(self.discriminator):
             losses |= self.image_losses(cells, image, self.weights)
             losses["total"] = weighted_sum(losses, self.weights)
-            self.engine.optimizers["generator"].learning_rate = self.learning_rate * self.schedule(progress)
             self.engine.descend("generator", losses["total"])
         return losses
 
-    def schedule(self, progress: float) -> float:
+    def share_at(self, progress: float) -> float:
         """Return the share of the learning rate: with decay it rises at first and falls over the last part."""
         if self.config.decay == 0:
             return 1.0

@@ -46,7 +46,7 @@ from skbegan.core.outputs import ProfileMap
 from skbegan.core.plans.pretraining import Start
 from skbegan.data.cells import Cells, Minibatch, symmetry
 from skbegan.data.sampler import n_minibatches
-from skbegan.data.source import send
+from skbegan.data.source import Landing, send
 from skbegan.design import Design
 
 CELLS_PER_STEP = 2048
@@ -102,10 +102,13 @@ class ProfileFit:
         self.classifier = new_network(nn.Linear, self.codes.shape[2], n_types, rng=rng).to(views.device)
         parameters = [*profile.correction.parameters(), *self.classifier.parameters()]
         engine.optimize("profile", parameters, config.learning_rate)
+        self._landing = Landing()
 
     def step(self, progress: float) -> Losses:
         """One step: draw cells and an orientation of each, correct their codes, compare the batches of each type."""
-        members, types, code = self._drawn()
+        rate = self.config.learning_rate * min(1.0, 2.0 * (1.0 - progress))
+        self.engine.optimizers["profile"].learning_rate = rate
+        members, types, code, kept = self._drawn(1.0 - self.config.weight_decay * rate)
         corrected = self.profile.corrected(code)
         scaled = (corrected - corrected.mean(0).detach()) / (corrected.std(0).detach() + 1e-6)
         losses = {
@@ -115,27 +118,35 @@ class ProfileFit:
         if "cell_type" in self.weights:
             known = types >= 0 if self.partial else None
             losses["cell_type"] = cross_entropy(self.classifier(scaled), types.clamp(min=0), known)
-        rate = self.config.learning_rate * min(1.0, 2.0 * (1.0 - progress))
-        self.engine.optimizers["profile"].learning_rate = rate
         self.engine.descend("profile", weighted_sum(losses, self.weights))
         with torch.no_grad():
-            torch._foreach_mul_(list(self.profile.correction.parameters()), 1.0 - self.config.weight_decay * rate)
+            moved = list(self.profile.correction.parameters())
+            if moved[0].device.type == "cuda":
+                torch._foreach_mul_(moved, kept)
+            else:
+                torch._foreach_mul_(moved, 1.0 - self.config.weight_decay * rate)
         return losses
 
-    def _drawn(self) -> tuple[Members, Tensor, Tensor]:
-        """Return groups, types and codes of the cells of a step; what the host draws goes to the device in one copy."""
+    def _drawn(self, kept: float) -> tuple[Members, Tensor, Tensor, Tensor]:
+        """Return groups, types and codes of the cells of a step, and the share of the weights that a step keeps.
+
+        What the host draws goes to a card in one copy, with the numbers that change from step to step.
+        """
         n, device = self.codes.shape[1], self.codes.device
         rows, found = torch.arange(n), None
         if n > CELLS_PER_STEP:
             rows = torch.randperm(n, generator=self.rng)[:CELLS_PER_STEP]
             found = group_members(self.on_host[0][rows], self.on_host[1][rows])
         view = torch.randint(len(self.codes), (len(rows),), generator=self.rng)
-        rows, view, *groups = send([rows, view, *(group for parts in found or [] for group in parts)], device)
+        rates, share = self.engine.coming(), torch.tensor(kept, dtype=self.codes.dtype)
+        sent = [share, rows, view, *rates.values(), *(group for parts in found or [] for group in parts)]
+        share, rows, view, *others = send(sent, device, self._landing)
+        remaining = iter(others)
+        self.engine.schedule(dict(zip(rates, remaining, strict=False)))
         code = self.codes[view, rows]
         if found is None:
-            return self.members, self.cell_type, code
-        remaining = iter(groups)
-        return [list(islice(remaining, len(parts))) for parts in found], self.cell_type[rows], code
+            return self.members, self.cell_type, code, share
+        return [list(islice(remaining, len(parts))) for parts in found], self.cell_type[rows], code, share
 
     def run(self, steps: int, bar: Progress | None = None) -> History:
         """Take some steps; return the means of the losses over ten parts of them."""

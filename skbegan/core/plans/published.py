@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -138,8 +139,9 @@ class PublishedPlan(ConditionalGAN):
 
     def step(self, cells: Minibatch, progress: float) -> Losses:
         """One step: generate, update the discriminator twice, then the generator with everything else frozen."""
+        draws = self.drawn(cells, progress)
         if self.config.augment:
-            cells = symmetry(cells, self.engine.rngs["order"])
+            cells = symmetry(replace(cells, draws=draws), self.engine.rngs["order"])
         image, features = self.generate(cells.source, self.engine.rngs["dropout"])
         losses: Losses = {}
         if "adversarial" in self.weights:
@@ -233,7 +235,7 @@ class PublishedPlan(ConditionalGAN):
                 self.events.append(Event(self.name, message, warns=False))
 
     def refresh(self, cells: Cells) -> None:
-        """Split the features anew, fit new batch feature classifiers to them, and give the generator a new Adam."""
+        """Split the features anew, fit new batch feature classifiers to them, and forget the generator's momenta."""
         if "batch" in self.classifiers:
             features = self._generate_all(cells)
             n_subsets, rng = self.method.n_subsets, self.engine.rngs["classifiers"]
