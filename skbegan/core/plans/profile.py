@@ -120,7 +120,7 @@ class ProfileFit:
             losses["cell_type"] = cross_entropy(self.classifier(scaled), types.clamp(min=0), known)
         self.engine.descend("profile", weighted_sum(losses, self.weights))
         with torch.no_grad():
-            moved = list(self.profile.correction.parameters())
+            moved: list[Tensor] = list(self.profile.correction.parameters())
             if moved[0].device.type == "cuda":
                 torch._foreach_mul_(moved, kept)
             else:
