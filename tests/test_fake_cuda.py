@@ -41,6 +41,7 @@ PLANS: dict[str, dict[str, Any]] = {
     "pretraining": {},
     "online": {"removal": OnlineRemoval(warmup_epochs=1)},
     "online without styles": {"removal": OnlineRemoval(warmup_epochs=1, **WITHOUT_STYLES)},
+    "online with unknown types": {"removal": OnlineRemoval(warmup_epochs=1, adversary_steps=2, n_adversaries=3)},
     "published": PUBLISHED,
 }
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
@@ -65,6 +66,8 @@ def prepared(
     rng = np.random.default_rng(0)
     bf, target = (100 + 20 * rng.normal(size=(2, N, side, side))).astype(images)
     batch, cell_type = np.arange(N) % N_BATCHES, np.arange(N) // N_BATCHES % N_TYPES
+    if "unknown" in name:
+        cell_type[::5] = -1
     parameters = PLANS[name] | {"base_width": 4, "n_features": 16, "minibatch_size": SIZE, "classifier_epochs": 1}
     config = Config.of(BeGANTransformer(**parameters).get_params(deep=False))
     scaling = Scaling(np.array([100.0]), np.array([20.0]))

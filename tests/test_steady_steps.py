@@ -23,6 +23,7 @@ from skbegan.core.networks import new_network
 from skbegan.core.outputs import ProfileMap
 from skbegan.core.plans.profile import ProfileFit
 from skbegan.core.recent import Recent
+from skbegan.core.side_by_side import SideBySide
 
 Step = Callable[[float], Any]
 
@@ -211,7 +212,7 @@ def test_a_refresh_that_builds_anew_is_found(what):
                 del plan.engine.optimizers["batch_adversary_1"]
                 plan._optimize("batch_adversary_1")
             else:
-                plan.adversaries["batch_adversary_1"] = plan.engine.place(plan._new_adversary())
+                plan.together = SideBySide(plan.feature_adversaries())
 
         with pytest.raises(AssertionError, match="differ"):
             assert_same_steps(fake, ready.step, refresh)

@@ -51,8 +51,12 @@ class Adam(torch.optim.Adam):
             for parameter in group["params"]:
                 state = self.state[parameter]
                 for name in ("exp_avg", "exp_avg_sq"):
-                    if name not in state:
+                    found = state.get(name)
+                    # Of a checkpoint in another layout, which torch's kernel for cards refuses.
+                    if found is None or found.stride() != parameter.stride():
                         state[name] = torch.zeros_like(parameter, memory_format=torch.preserve_format)
+                        if found is not None:
+                            state[name].copy_(found)
                 if "step" not in state:
                     state["step"] = torch.zeros((), dtype=torch.float32, device=parameter.device)
                 state["step"].fill_(self.LATE)

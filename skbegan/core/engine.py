@@ -6,7 +6,7 @@ import contextlib
 import functools
 import platform
 import threading
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple, TypeVar
 
 import torch
@@ -247,13 +247,21 @@ class Engine:
             for optimizer in self.optimizers.values():
                 optimizer.schedule([next(rates) for _ in range(optimizer.updates)])
 
-    def descend(self, name: str, loss: Tensor) -> None:
-        """Take one step of an optimizer down the gradient of a loss, the mean over the processes."""
-        optimizer = self.optimizers[name]
-        optimizer.zero_grad(set_to_none=True)
+    def descend(self, names: str | Sequence[str], loss: Tensor, hand_out: Callable[[], None] | None = None) -> None:
+        """Take one step of one or more optimizers down the gradient of a loss, the mean over the processes.
+
+        `hand_out` gives parameters their gradients where these were collected elsewhere.
+        """
+        optimizers = [self.optimizers[name] for name in ([names] if isinstance(names, str) else names)]
+        for optimizer in optimizers:
+            optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        self.group.mean_gradients(parameter for part in optimizer.param_groups for parameter in part["params"])
-        optimizer.step()
+        if hand_out is not None:
+            hand_out()
+        groups = (group for optimizer in optimizers for group in optimizer.param_groups)
+        self.group.mean_gradients(parameter for group in groups for parameter in group["params"])
+        for optimizer in optimizers:
+            optimizer.step()
 
     def apart(self) -> Engine:
         """Return an engine of the same device and precision for a fit of its own within the stage.

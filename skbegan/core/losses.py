@@ -91,6 +91,22 @@ def divergence(logits: Tensor, target: Tensor, known: Tensor | None = None, amon
     return _mean_of(F.kl_div(F.log_softmax(logits, 1), target, reduction="none").sum(1), known, among)
 
 
+def cross_entropy_together(
+    logits: Tensor, truth: Tensor, known: Tensor | None = None, among: Tensor | None = None
+) -> Tensor:
+    """Return the mean cross-entropy of each of several classifiers, (g,), for logits (g, n, classes)."""
+    each = F.cross_entropy(logits.flatten(0, 1), truth.repeat(len(logits)), reduction="none").view(logits.shape[:2])
+    return each.mean(1) if known is None else torch.stack([_mean_of(own, known, among) for own in each])
+
+
+def divergence_together(
+    logits: Tensor, target: Tensor, known: Tensor | None = None, among: Tensor | None = None
+) -> Tensor:
+    """Return the mean of the divergences of several classifiers from the same target, for logits (g, n, classes)."""
+    each = F.kl_div(F.log_softmax(logits, 2), target.expand_as(logits), reduction="none").sum(2).mean(0)
+    return each.mean() if known is None else _mean_of(each, known, among)
+
+
 # Without an adversary -------------------------------------------------------------------------------------------------
 
 

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from skbegan.config import Config, OnlineRemoval, Removal
 from skbegan.core.averaging import MovingAverage
-from skbegan.core.classifiers import CELL_TYPE_HIDDEN, FeatureClassifier, ImageClassifier, fit_classifier, is_dead
+from skbegan.core.classifiers import fit_classifier, is_dead
 from skbegan.core.content import DescriptorLoss
 from skbegan.core.content import networks_of as head_of
 from skbegan.core.engine import Engine, Event
@@ -30,8 +30,10 @@ from skbegan.core.losses import (
     Losses,
     active_share,
     cross_entropy,
+    cross_entropy_together,
     decorrelation,
     divergence,
+    divergence_together,
     identity,
     invariance,
     positive,
@@ -39,15 +41,16 @@ from skbegan.core.losses import (
     standardised_once,
     weighted_sum,
 )
-from skbegan.core.networks import Discriminator, Generator, frozen, new_network, untracked
+from skbegan.core.networks import Discriminator, Generator, frozen, untracked
 from skbegan.core.plans.pretraining import ConditionalGAN, Start, networks_of
+from skbegan.core.plans.readers import new_adversary, new_readers
 from skbegan.core.plans.views import Views
+from skbegan.core.side_by_side import SideBySide
 from skbegan.data.cells import Cells, Minibatch, Whole
 from skbegan.data.sampler import Sampler
 from skbegan.data.style import BatchStyles
 from skbegan.design import Design
 
-ADVERSARY_HIDDEN = (256, 128)
 KNOWN_CELLS = 16384  # at most, whose features a new adversary learns from: memory does not grow with the data
 DEAD_SHARE = 0.05  # fewer active features than this share of all is a dead bottleneck
 WEIGHTS, AVERAGE = "weights", "average"  # of the losses, and the share in the EMA, among the draws of a step
@@ -126,10 +129,14 @@ class OnlinePlan(ConditionalGAN):
             "adversary": method.adversary_learning_rate,
         }
         # Classifiers of the cell type help the generator; adversaries, which read the batch, work against it.
-        self.classifiers, self.adversaries = self._new_classifiers(base_width)
+        self.classifiers, self.adversaries = new_readers(
+            list(self.weights), self.method.n_adversaries, base_width, generator, design, engine
+        )
         self.descriptors = descriptors
         self.networks |= self.classifiers | self.adversaries | head_of(descriptors)
         self._optimize_classifiers()
+        several = engine.device.type == "cuda" and len(self.feature_adversaries()) > 1
+        self.together = SideBySide(self.feature_adversaries()) if several else None
         memory = max(1024, 4 * self.n_features)  # enough cells for a covariance of the features
         aligned = BatchAlignment(design.n_batches, design.n_cell_types, memory, partial=self.partial)
         self.alignment = aligned if "alignment" in self.weights else None
@@ -214,7 +221,7 @@ class OnlinePlan(ConditionalGAN):
             known, types = self.known_types(name, cells)
             seen = image if name.endswith("image") else scaled()
             losses[name] = cross_entropy(self.logits(name, network, seen, cells), types, *known)
-        for name, network in self.adversaries.items():
+        for name, network in self.alone(self.adversaries).items():
             # The divergence from the target: at 0 the adversary predicts the batch no better than the cell type does.
             known, types = self.known_types(name, cells)
             target = self.targets[types].to(image.dtype)
@@ -224,6 +231,10 @@ class OnlinePlan(ConditionalGAN):
                 losses["batch_image"] = loss
             else:
                 losses["batch"] = losses.get("batch", 0.0) + loss / len(self.feature_adversaries())
+        if self.together is not None:
+            known, types = self.known_types("batch", cells)
+            logits = self.logits_together(scaled(), cells, learns=False)
+            losses["batch"] = divergence_together(logits, self.targets[types].to(image.dtype), *known)
         return losses
 
     def update_classifiers(self, cells: Minibatch, image: Tensor, features: Tensor) -> Losses:
@@ -232,14 +243,28 @@ class OnlinePlan(ConditionalGAN):
         losses: Losses = {}
         for repeat in range(self.method.adversary_steps):
             readers = self.feature_adversaries() if repeat else self.classifiers | self.adversaries
-            for name, network in readers.items():
+            for name, network in self.alone(readers).items():
                 known, types = self.known_types(name, cells)
                 truth = types if name in self.classifiers else self.read_by(name, cells).batch
                 seen = image if name.endswith("image") else features
                 loss = cross_entropy(self.logits(name, network, seen, cells), truth, *known)
                 self.engine.descend(name, loss)
                 losses[name if name in self.adversaries else f"{name}_classifier"] = loss
+            if self.together is not None:
+                losses |= self.update_together(self.together, cells, features)
         return losses
+
+    def update_together(self, together: SideBySide, cells: Minibatch, features: Tensor) -> Losses:
+        """Update all feature adversaries once, each by its own loss."""
+        known, _ = self.known_types("batch", cells)
+        logits = self.logits_together(features, cells, learns=True)
+        found = cross_entropy_together(logits, cells.whole.batch, *known)
+        self.engine.descend(together.names, found.sum(), together.hand_out)
+        return dict(zip(together.names, found.detach().unbind(), strict=True))
+
+    def alone(self, readers: Mapping[str, nn.Module]) -> dict[str, nn.Module]:
+        """Return the networks that are not computed together with others."""
+        return {n: network for n, network in readers.items() if self.together is None or n not in self.together.names}
 
     def read_by(self, name: str, cells: Minibatch) -> Minibatch | Whole:
         """Return the codes of the cells that a classifier sees: of images the own ones, of features all there are."""
@@ -259,6 +284,14 @@ class OnlinePlan(ConditionalGAN):
                 logits = network(seen, self.one_hot[self.known_types(name, cells)[1]].to(seen.dtype))
         in_full: Tensor = logits.to(seen.dtype)
         return in_full
+
+    def logits_together(self, seen: Tensor, cells: Minibatch, *, learns: bool) -> Tensor:
+        """Return the logits of all feature adversaries, (n_adversaries, n, n_batches)."""
+        assert self.together is not None
+        condition = self.one_hot[self.known_types("batch", cells)[1]].to(seen.dtype)
+        with self.engine.autocast():
+            logits = self.together.logits(seen, condition, learns=learns)
+        return logits.to(seen.dtype)
 
     def validate(self, cells: Minibatch) -> Losses:
         """Return the generator's losses on held-out cells, and how many features are active."""
@@ -346,7 +379,7 @@ class OnlinePlan(ConditionalGAN):
         condition = self.one_hot[cells.cell_type[chosen]].to(features.dtype)
         network, rate = self.adversaries[name], self.learning_rates["adversary"]
         for attempt in range(3):
-            fresh = self.engine.place(self._new_adversary())
+            fresh = self.engine.place(new_adversary(self.n_features, self.design, self.engine.rngs["classifiers"]))
             fit = fit_classifier(
                 fresh,
                 features,
@@ -374,42 +407,6 @@ class OnlinePlan(ConditionalGAN):
             features = torch.cat([self.generator.encode(cells.take(part).source)[0] for part in parts])
         dtype = torch.float64 if self.engine.dtype is torch.float64 else torch.float32
         return features.to(dtype), chosen.to(self.engine.device)
-
-    def _new_adversary(self) -> nn.Module:
-        return new_network(
-            FeatureClassifier,
-            self.n_features,
-            self.design.n_batches,
-            ADVERSARY_HIDDEN,
-            n_conditions=self.design.n_cell_types,
-            rng=self.engine.rngs["classifiers"],
-        )
-
-    def _new_classifiers(self, base_width: int) -> tuple[dict[str, nn.Module], dict[str, nn.Module]]:
-        """Return classifiers of the cell type, and adversaries, for the losses that have a weight."""
-        n_types, rng, side = self.design.n_cell_types, self.engine.rngs["classifiers"], self.generator.side
-        image: dict[str, Any] = {
-            "base_width": base_width,
-            "in_channels": self.generator.to_image.out_channels,
-            "rng": rng,
-        }
-        classifiers: dict[str, nn.Module] = {}
-        adversaries: dict[str, nn.Module] = {}
-        if "cell_type" in self.weights:
-            classifiers["cell_type"] = new_network(
-                FeatureClassifier, self.n_features, n_types, CELL_TYPE_HIDDEN, rng=rng
-            )
-        if "cell_type_image" in self.weights:
-            classifiers["cell_type_image"] = new_network(ImageClassifier, side, n_types, **image)
-        if "batch" in self.weights:
-            for index in range(self.method.n_adversaries):
-                adversaries[f"batch_adversary_{index + 1}"] = self._new_adversary()
-        if "batch_image" in self.weights:
-            adversaries["batch_adversary_image"] = new_network(
-                ImageClassifier, side, self.design.n_batches, n_conditions=n_types, **image
-            )
-        placed = ({name: self.engine.place(n) for name, n in group.items()} for group in (classifiers, adversaries))
-        return next(placed), next(placed)
 
     def _optimize_classifiers(self) -> None:
         for name in self.classifiers | self.adversaries:
