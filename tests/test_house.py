@@ -109,6 +109,7 @@ def test_within_the_core_imports_run_one_way():
         "cpu_kernels",
         "parallel",
         "adam",
+        "converted",
         "engine",
         "recent",
         "losses",

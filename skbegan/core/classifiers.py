@@ -135,7 +135,7 @@ class ClassifierFit:
 
 
 def _logits(network: nn.Module, inputs: Tensor, condition: Tensor | None, engine: Engine) -> Tensor:
-    with engine.autocast():
+    with engine.autocast(network):
         logits = network(inputs) if condition is None else network(inputs, condition)
     logits = logits.to(inputs.dtype)
     return logits if logits.ndim == 3 else logits[:, None]  # a single network is a group of one

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from skbegan.core.adam import Adam as Adam
+from skbegan.core.converted import converted
 from skbegan.core.parallel import ALONE, Group
 
 Network = TypeVar("Network", bound=nn.Module)
@@ -210,9 +211,25 @@ class Engine:
         self.group.join(network)
         return place(network, self.device, self.dtype)
 
-    def autocast(self) -> contextlib.AbstractContextManager[object]:
-        """Context in which networks compute in the engine's precision."""
-        return autocast(self.device, self.dtype)
+    @contextlib.contextmanager
+    def autocast(self, *networks: nn.Module) -> Iterator[None]:
+        """Context in which networks compute in the engine's precision.
+
+        On a card in bfloat16 the weights of `networks` are converted at once, where autocast has two operations for
+        each; those that are compiled are left to it.
+        """
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(autocast(self.device, self.dtype))
+            if self.converts_to is not None:
+                for network in networks:
+                    if network._compiled_call_impl is None:
+                        stack.enter_context(converted(network, self.converts_to))
+            yield
+
+    @property
+    def converts_to(self) -> torch.dtype | None:
+        """The precision that weights are converted to all at once; None where they are not."""
+        return self.dtype if self.dtype is torch.bfloat16 and self.device.type == "cuda" else None
 
     def optimize(self, name: str, parameters: Iterable[Tensor], learning_rate: float, updates: int = 1) -> None:
         """Give parameters a new optimizer; one of that name that they have already is emptied, and its memory stays.

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from skbegan.core.classifiers import FeatureClassifier
+from skbegan.core.converted import convert
 
 
 class SideBySide:
@@ -20,10 +21,12 @@ class SideBySide:
     Parameters
     ----------
     networks : mapping of str to FeatureClassifier
+    dtype : torch.dtype, optional
+        That weights are converted to; by default what autocast makes of them.
     """
 
-    def __init__(self, networks: Mapping[str, nn.Module]) -> None:
-        self.names = list(networks)
+    def __init__(self, networks: Mapping[str, nn.Module], dtype: torch.dtype | None = None) -> None:
+        self.names, self.dtype = list(networks), dtype
         self._levels: list[tuple[list[nn.Linear], Tensor, Tensor]] = []
         for level in zip(*map(_layers, networks.values()), strict=True):
             # As batched products take them: their gradients then have the layout of the parameters.
@@ -42,10 +45,11 @@ class SideBySide:
         condition : Tensor of shape (n, n_conditions)
         learns : bool
         """
+        weights = [values if learns else values.detach() for _, *level in self._levels for values in level]
+        parts = iter(weights if self.dtype is None else convert(weights, self.dtype))
         x = torch.cat([seen, condition], 1).expand(len(self.names), -1, -1)
-        for level, (_, weight, bias) in enumerate(self._levels):
-            x = F.relu(x) if level else x
-            x = torch.baddbmm(bias, x, weight) if learns else torch.baddbmm(bias.detach(), x, weight.detach())
+        for level, (weight, bias) in enumerate(zip(parts, parts, strict=True)):
+            x = torch.baddbmm(bias, F.relu(x) if level else x, weight)
         return x
 
     def hand_out(self) -> None:

@@ -136,7 +136,7 @@ class OnlinePlan(ConditionalGAN):
         self.networks |= self.classifiers | self.adversaries | head_of(descriptors)
         self._optimize_classifiers()
         several = engine.device.type == "cuda" and len(self.feature_adversaries()) > 1
-        self.together = SideBySide(self.feature_adversaries()) if several else None
+        self.together = SideBySide(self.feature_adversaries(), engine.converts_to) if several else None
         memory = max(1024, 4 * self.n_features)  # enough cells for a covariance of the features
         aligned = BatchAlignment(design.n_batches, design.n_cell_types, memory, partial=self.partial)
         self.alignment = aligned if "alignment" in self.weights else None
@@ -210,7 +210,7 @@ class OnlinePlan(ConditionalGAN):
 
     def encode(self, source: Tensor) -> Tensor:
         """Return features in full precision, of the cells of all processes."""
-        with self.engine.autocast():
+        with self.engine.autocast(self.generator):
             features = self.generator.encode(source, self.leak)[0]
         return self.engine.group.gather(features.to(source.dtype))
 
@@ -277,7 +277,7 @@ class OnlinePlan(ConditionalGAN):
 
     def logits(self, name: str, network: nn.Module, seen: Tensor, cells: Minibatch) -> Tensor:
         """Return a classifier's logits; adversaries also get the cell type, and so learn what it does not explain."""
-        with self.engine.autocast():
+        with self.engine.autocast(network):
             if name in self.classifiers:
                 logits = network(seen)
             else:
@@ -402,7 +402,7 @@ class OnlinePlan(ConditionalGAN):
     def _features(self, cells: Cells) -> tuple[Tensor, Tensor]:
         """Return features of cells spread evenly over all, at most `KNOWN_CELLS`, and which cells they are."""
         chosen = torch.linspace(0, len(cells) - 1, min(len(cells), KNOWN_CELLS), dtype=torch.float64).round().long()
-        with self.engine.group.alone(), untracked(self.generator), self.engine.autocast():
+        with self.engine.group.alone(), untracked(self.generator), self.engine.autocast(self.generator):
             parts = chosen.tensor_split(-(-len(chosen) // max(64, self.config.minibatch_size)))
             features = torch.cat([self.generator.encode(cells.take(part).source)[0] for part in parts])
         dtype = torch.float64 if self.engine.dtype is torch.float64 else torch.float32

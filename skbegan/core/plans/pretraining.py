@@ -114,13 +114,13 @@ class ConditionalGAN:
         """Return image and features in full precision; dropout acts when `rng` is given."""
         group = self.engine.group
         masks = [] if rng is None else self.generator.draw_masks(group.world * len(source), rng)
-        with self.engine.autocast():
+        with self.engine.autocast(self.generator):
             image, features = self.generator(source, [group.own_of(mask) for mask in masks], self.leak)
         return image.to(source.dtype), features.to(source.dtype)
 
     def judge(self, source: Tensor, image: Tensor) -> Tensor:
         """Return the discriminator's patch logits."""
-        with self.engine.autocast():
+        with self.engine.autocast(self.discriminator):
             logits: Tensor = self.discriminator(source, image)
         return logits
 

@@ -158,7 +158,7 @@ class PublishedPlan(ConditionalGAN):
         target = self.targets[cells.cell_type].to(features.dtype)
         for name, network in self.classifiers.items():
             seen = image if name.endswith("image") else features
-            with self.engine.autocast():
+            with self.engine.autocast(network):
                 logits = network(seen)
             logits = logits.to(seen.dtype)
             if name == "batch":
@@ -207,7 +207,7 @@ class PublishedPlan(ConditionalGAN):
                     image, profile = self.generate(part.source, self.engine.rngs["dropout"])
                     images.add(image)
                 else:
-                    with self.engine.autocast():
+                    with self.engine.autocast(self.generator):
                         profile = self.generator.encode(part.source)[0].to(part.source.dtype)
                 features.append(profile)
         return torch.cat(features)
