@@ -364,7 +364,8 @@ class Recording:
 
     def __init__(self) -> None:
         self.operations: list[tuple[Any, ...]] = []
-        self._made: dict[int, Tensor] = {}  # within the step; kept, so that no address is used twice
+        # Within the step; kept, so that no address is used twice. Gradients that others hold too would be copied.
+        self._made: dict[int, torch.UntypedStorage] = {}
 
     def before(self, func: Any, name: str, args: Any, kwargs: Any, tags: dict[int, Any]) -> None:
         if name == "copy_" and tags[id(args[1])] == CPU:
@@ -377,7 +378,7 @@ class Recording:
             if isinstance(out, Tensor) and out.layout is torch.strided:
                 if out.untyped_storage().data_ptr() in given:  # a view, or changed in place
                     continue
-                self._made.setdefault(out.untyped_storage().data_ptr(), out)
+                self._made.setdefault(out.untyped_storage().data_ptr(), out.untyped_storage())
 
     def _told(self, value: Any) -> Any:
         if not isinstance(value, Tensor):

@@ -200,6 +200,8 @@ class Engine:
             name: new_rng(seed, device if name == "dropout" else "cpu") for name, seed in (seeds or {}).items()
         }
         self.optimizers: dict[str, Adam] = {}
+        # The gradient of a loss itself, which each backward pass would make anew.
+        self._one = torch.ones((), dtype=self.wide, device=device) if device.type == "cuda" else None
 
     @property
     def wide(self) -> torch.dtype:
@@ -272,7 +274,7 @@ class Engine:
         optimizers = [self.optimizers[name] for name in ([names] if isinstance(names, str) else names)]
         for optimizer in optimizers:
             optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        loss.backward(self._one if self._one is not None and loss.dtype is self._one.dtype else None)
         if hand_out is not None:
             hand_out()
         groups = (group for optimizer in optimizers for group in optimizer.param_groups)

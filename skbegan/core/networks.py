@@ -125,6 +125,8 @@ class Decoding(nn.Module):
         x = self.norm(self.conv(x))
         if keep is not None:
             x = x * keep / (1.0 - self.dropout)
+        if x.device.type == "cuda":  # rather than both in the wider precision, which what follows converts back
+            skip = skip.to(x.dtype)
         return F.relu(torch.cat([x, skip], dim=1))
 
 

@@ -183,6 +183,14 @@ def turned(images: Tensor, coins: Tensor) -> Tensor:
     return images
 
 
+def turned_together(first: Tensor, second: Tensor, coins: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    """Flip and turn two stacks of images, each by its coins: on a card at once, where that is fewer operations."""
+    if first.device.type != "cuda" or first.shape[1:] != second.shape[1:]:
+        return turned(first, coins[0]), turned(second, coins[1])
+    both = turned(torch.cat([first, second]), torch.cat(coins, 1))
+    return both[: len(first)], both[len(first) :]
+
+
 class StreamedCells(Cells):
     """Training cells that do not fit into memory: minibatches come from a buffer that a thread fills.
 
@@ -248,4 +256,5 @@ def symmetry(cells: Minibatch, rng: torch.Generator) -> Minibatch:
         (coins,) = send([coins], cells.source.device)
     else:
         coins = cells.draws["coins"]
-    return replace(cells, source=turned(cells.source, coins), target=turned(cells.target, coins))
+    source, target = turned_together(cells.source, cells.target, (coins, coins))
+    return replace(cells, source=source, target=target)

@@ -75,6 +75,7 @@ class ConditionalGAN:
         self.discriminator_learning_rate = discriminator_learning_rate
         self.networks: dict[str, nn.Module] = {"generator": generator, "discriminator": discriminator}
         self.events: list[Event] = []
+        self._fixed_weights: Tensor | None = None
         engine.optimize("generator", generator.parameters(), learning_rate)
         engine.optimize("discriminator", discriminator.parameters(), discriminator_learning_rate, updates=2)
 
@@ -128,7 +129,7 @@ class ConditionalGAN:
         """Update the discriminator on the real and then on the generated image, each with half the cross-entropy."""
         losses: Losses = {}
         for name, target, real in (("real", cells.target, True), ("fake", image.detach(), False)):
-            loss = 0.5 * real_or_fake(self.judge(cells.source, target), real)
+            loss = real_or_fake(self.judge(cells.source, target), real, 0.5)
             self.engine.descend("discriminator", loss)
             losses[f"discriminator_{name}"] = loss
         return losses
@@ -140,6 +141,13 @@ class ConditionalGAN:
             losses["adversarial"] = real_or_fake(self.judge(cells.source, image), True)
         losses["image"] = F.l1_loss(image, cells.target)
         return losses
+
+    def fixed_weights(self) -> Tensor | None:
+        """Return the weights of the losses as a card has them; None on a CPU, where they are numbers."""
+        if self._fixed_weights is None and self.engine.device.type == "cuda":
+            host = torch.tensor(list(self.weights.values()), dtype=self.engine.wide)
+            self._fixed_weights = send([host], self.engine.device)[0]
+        return self._fixed_weights
 
     def begin_epoch(self, epoch: int, cells: Cells) -> None:
         """Nothing is due by default."""
@@ -205,7 +213,7 @@ class PretrainingPlan(ConditionalGAN):
             losses |= self.update_discriminator(cells, image)
         with frozen(self.discriminator):
             losses |= self.image_losses(cells, image, self.weights)
-            losses["total"] = weighted_sum(losses, self.weights)
+            losses["total"] = weighted_sum(losses, self.weights, self.fixed_weights())
             self.engine.descend("generator", losses["total"])
         return losses
 

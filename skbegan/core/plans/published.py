@@ -148,7 +148,7 @@ class PublishedPlan(ConditionalGAN):
             losses |= self.update_discriminator(cells, image)
         with frozen(self.discriminator, *self.classifiers.values()):
             losses |= self.generator_losses(cells, image, features)
-            losses["total"] = weighted_sum(losses, self.weights)
+            losses["total"] = weighted_sum(losses, self.weights, self.fixed_weights())
             self.engine.descend("generator", losses["total"])
         return losses
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from skbegan.config import OnlineRemoval
-from skbegan.data.cells import Minibatch, draw_coins, turned
+from skbegan.data.cells import Minibatch, draw_coins, turned_together
 from skbegan.data.style import BatchStyles, Drawn
 
 
@@ -76,6 +76,6 @@ class Views:
             drawn = Drawn(draws["target_moved"], draws["target_place"])
             target = self.styles.restyled(1, target, types[:n], batch[:n], drawn)
         if "coins" in draws:
-            source, target = turned(source, draws["coins"]), turned(target, draws["coins"][:, :n])
+            source, target = turned_together(source, target, (draws["coins"], draws["coins"][:, :n]))
         first = replace(cells, source=source[:n], target=target)
         return first, source[n:] if len(self.shares) > 1 else None
