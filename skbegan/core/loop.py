@@ -118,26 +118,30 @@ class _Reached:
 
 
 class _Sums:
-    """Sums of named losses that stay on the device until they are asked for."""
+    """Sums of named losses that stay on the device until they are asked for; two operations for all of a step."""
 
     def __init__(self) -> None:
-        self._sums: dict[str, Tensor] = {}
+        self._sums: dict[tuple[str, ...], Tensor] = {}
         self._weight = 0
 
     def add(self, losses: Mapping[str, Tensor], weight: int = 1) -> None:
         self._weight += weight
-        for name, value in losses.items():
-            value = value.detach() * weight
-            self._sums[name] = self._sums[name] + value if name in self._sums else value
+        for dtype in dict.fromkeys(value.dtype for value in losses.values()):
+            names = tuple(name for name, value in losses.items() if value.dtype is dtype)
+            values = torch.stack([losses[name].detach() for name in names])
+            values = values if weight == 1 else values * weight
+            self._sums[names] = self._sums[names] + values if names in self._sums else values
 
     def means(self, group: Group) -> dict[str, float]:
         if group.world == 1 and not self._sums:
             return {}
-        values = [value.to(torch.float64) for value in self._sums.values()]
+        values = torch.cat([values.to(torch.float64) for values in self._sums.values()]).tolist() if self._sums else []
+        sums: dict[str, float] = {}
+        for name, value in zip((name for names in self._sums for name in names), values, strict=True):
+            sums[name] = sums.get(name, 0.0) + value
         if group.world == 1:
-            return dict(zip(self._sums, (torch.stack(values) / self._weight).tolist(), strict=True))
-        sums = torch.stack(values).tolist() if values else []
-        return group.mean_of(dict(zip(self._sums, sums, strict=True)), self._weight)
+            return {name: value / self._weight for name, value in sums.items()}
+        return group.mean_of(sums, self._weight)
 
 
 def run_stage(
