@@ -21,6 +21,7 @@ from skbegan.core.engine import Engine, new_rng, undisturbed
 from skbegan.core.losses import BatchAlignment
 from skbegan.core.networks import new_network
 from skbegan.core.outputs import ProfileMap
+from skbegan.core.plans import profile
 from skbegan.core.plans.profile import ProfileFit
 from skbegan.core.recent import Recent
 from skbegan.core.side_by_side import SideBySide
@@ -46,8 +47,11 @@ def assert_same_steps(fake: FakeCuda, step: Step, between: Callable[[], Any] | N
     assert len(second) == len(third) > 100
 
 
-@pytest.mark.parametrize("free", [40 << 30, 1000], ids=["resident", "streamed"])
-@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize(
+    ("precision", "free"),
+    [("float32", 40 << 30), ("bfloat16", 40 << 30), ("float32", 1000)],
+    ids=["float32", "bfloat16", "images sent"],
+)
 @pytest.mark.parametrize("name", PLANS)
 def test_steps_are_the_same_operations_on_the_same_memory(name, precision, free):
     with undisturbed(), FakeCuda(free) as fake:
@@ -90,12 +94,26 @@ def profile_fit() -> ProfileFit:
     return ProfileFit(ProfileAlignment(), weights, mapped, views.to(CUDA), *codes, Engine(CUDA), new_rng(0))
 
 
-def test_steps_of_profile_alignment_are_the_same_where_each_sees_all_cells(monkeypatch):
-    monkeypatch.setattr(losses, "MIN_CELLS", 2)
+@pytest.mark.parametrize("at_once", [24, 2048], ids=["drawn", "all"])
+def test_steps_of_profile_alignment_are_the_same(at_once, monkeypatch):
+    monkeypatch.setattr(profile, "CELLS_PER_STEP", at_once)
     with undisturbed(), FakeCuda() as fake:
         fit = profile_fit()
         assert_same_steps(fake, fit.step)
         assert fit.members
+
+
+def test_each_batch_of_each_type_has_its_share_in_a_step_of_profile_alignment(monkeypatch):
+    monkeypatch.setattr(profile, "CELLS_PER_STEP", 30)
+    batch = torch.tensor([0] * 40 + [1] * 10 + [0] * 5 + [1] * 5)
+    cell_type = torch.tensor([0] * 50 + [1] * 10)
+    mapped = new_network(ProfileMap, 8, 6, 8, 4, rng=new_rng(0))
+    views = torch.rand(1, 60, 8, generator=new_rng(0))
+    fit = ProfileFit(ProfileAlignment(), {}, mapped, views, batch, cell_type, Engine(torch.device("cpu")), new_rng(0))
+    fit.stratify()
+    members, types, _, _ = fit._drawn(1.0)
+    assert [[len(group) for group in groups] for groups in members] == [[20, 5], [4, 4]]  # at least four of each
+    assert types.tolist() == [0] * 25 + [1] * 8
 
 
 # The memory of earlier features ---------------------------------------------------------------------------------------

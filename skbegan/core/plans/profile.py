@@ -14,7 +14,6 @@ Both see one cell at a time and neither its batch nor its type, so they serve ce
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from itertools import islice
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +24,7 @@ from skbegan.core.descriptors import Descriptors, signs_of
 from skbegan.core.engine import Engine, Event
 from skbegan.core.erasure import fit_erasure
 from skbegan.core.losses import (
+    MIN_CELLS,
     History,
     Losses,
     Members,
@@ -103,6 +103,23 @@ class ProfileFit:
         parameters = [*profile.correction.parameters(), *self.classifier.parameters()]
         engine.optimize("profile", parameters, config.learning_rate)
         self._landing = Landing()
+        self._strata: list[tuple[Tensor, int]] = []  # positions of cells, and how many of them a step draws
+        if views.device.type == "cuda" and len(batch) > CELLS_PER_STEP:
+            self.stratify()
+
+    def stratify(self) -> None:
+        """Let each step draw the same numbers of cells, from each batch of each type its share, and not whichever.
+
+        On a card the sizes of all groups are then those of the step before; the smallest ones are always compared.
+        """
+        batch, cell_type = self.on_host
+        codes = cell_type * (int(batch.max()) + 1) + batch
+        for code in sorted(set(codes.tolist())):
+            group = torch.nonzero(codes == code).flatten()
+            share = round(CELLS_PER_STEP * len(group) / len(codes))
+            self._strata.append((group, min(len(group), max(share, MIN_CELLS))))
+        first = torch.cat([group[:size] for group, size in self._strata])
+        self.members = group_members(batch[first], cell_type[first], self.codes.device)
 
     def step(self, progress: float) -> Losses:
         """One step: draw cells and an orientation of each, correct their codes, compare the batches of each type."""
@@ -134,19 +151,20 @@ class ProfileFit:
         """
         n, device = self.codes.shape[1], self.codes.device
         rows, found = torch.arange(n), None
-        if n > CELLS_PER_STEP:
+        if self._strata:
+            chosen = (group[torch.randperm(len(group), generator=self.rng)[:size]] for group, size in self._strata)
+            rows = torch.cat(list(chosen))
+        elif n > CELLS_PER_STEP:
             rows = torch.randperm(n, generator=self.rng)[:CELLS_PER_STEP]
             found = group_members(self.on_host[0][rows], self.on_host[1][rows])
         view = torch.randint(len(self.codes), (len(rows),), generator=self.rng)
         rates, share = self.engine.coming(), torch.tensor(kept, dtype=self.codes.dtype)
-        sent = [share, rows, view, *rates.values(), *(group for parts in found or [] for group in parts)]
-        share, rows, view, *others = send(sent, device, self._landing)
-        remaining = iter(others)
-        self.engine.schedule(dict(zip(rates, remaining, strict=False)))
-        code = self.codes[view, rows]
-        if found is None:
-            return self.members, self.cell_type, code, share
-        return [list(islice(remaining, len(parts))) for parts in found], self.cell_type[rows], code, share
+        share, rows, view, *others = send([share, rows, view, *rates.values()], device, self._landing)
+        self.engine.schedule(dict(zip(rates, others, strict=True)))
+        code, types = self.codes[view, rows], self.cell_type
+        if self._strata or found is not None:
+            types = types[rows]
+        return self.members if found is None else found, types, code, share
 
     def run(self, steps: int, bar: Progress | None = None) -> History:
         """Take some steps; return the means of the losses over ten parts of them."""
