@@ -22,6 +22,7 @@ class Recent:
     def __init__(self, size: int) -> None:
         self.size = size
         self._rows: Tensor | None = None
+        self._on_host = 0  # rows that were added, as far as they are asked for there
 
     def _make(self, rows: Tensor, codes: Tensor) -> None:
         self._rows = rows.new_zeros(self.size, *rows.shape[1:])
@@ -49,6 +50,7 @@ class Recent:
             raise ValueError("the memory of earlier features is of another size")
         self._make(rows.to(device), codes.to(device))
         assert self._rows is not None
+        self._on_host = int(added)
         for own, value in ((self._rows, rows), (self._codes, codes), (self._added, added)):
             own.copy_(value)
 
@@ -56,6 +58,7 @@ class Recent:
         """Empty the memory, in place."""
         if self._rows is not None:
             torch._foreach_zero_([self._rows, self._codes, self._added])
+            self._on_host = 0
 
     @torch.no_grad()
     def add(self, rows: Tensor, codes: Tensor) -> None:
@@ -68,6 +71,7 @@ class Recent:
         self._rows.index_copy_(0, places, rows)
         self._codes.index_copy_(0, places, codes)
         self._added.add_(len(rows))
+        self._on_host += len(rows)
 
     def read(self) -> tuple[Tensor, Tensor]:
         """Return rows and codes, see the class."""
@@ -75,7 +79,7 @@ class Recent:
         rows, codes = self._rows, self._codes
         if rows.device.type == "cuda":
             return rows, codes
-        added = int(self._added)
+        added = self._on_host
         if added < self.size:
             return rows[:added], codes[:added]
         first = added % self.size
