@@ -32,7 +32,8 @@ OWN_SHARE = 0.1  # of the minibatch in the mean of a group; the rest is memory, 
 def weighted_sum(losses: Mapping[str, Tensor], weights: Mapping[str, float], on_device: Tensor | None = None) -> Tensor:
     """Return the sum of the losses that have a weight, each times its weight; the weights may be on the device too."""
     if on_device is not None and all(name in losses for name in weights):
-        return (torch.stack([losses[name] for name in weights]) * on_device).sum()
+        found = torch.stack([losses[name] for name in weights])
+        return found.dot(on_device) if found.device.type == "cuda" else (found * on_device).sum()
     return torch.stack([weight * losses[name] for name, weight in weights.items() if name in losses]).sum()
 
 

@@ -394,8 +394,8 @@ class OnlinePlan(ConditionalGAN):
             if math.isfinite(fit.cross_entropy[0]) and not is_dead(fresh, features, condition):
                 break
             self.events.append(Event(self.name, "a new adversary did not learn and was started again", warns=False))
+        self.engine.group.take_over(fresh)  # itself, for those on a card may be views of something else
         network.load_state_dict(fresh.state_dict())
-        self.engine.group.take_over(network)
         self._optimize(name)
 
     @torch.no_grad()
