@@ -35,6 +35,7 @@ from typing import Any, NamedTuple
 from unittest import mock
 
 import torch
+from recording import Recording
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -198,10 +199,12 @@ class _Below(TorchDispatchMode):
                     if getattr(value.untyped_storage(), "in_flight", False):
                         owner.record("hazard", f"{name} writes to a host buffer that is being copied")
         if owner.recording is not None and CUDA in (wanted, owner.requested):
-            owner.recording.before(func, name, args, kwargs, tags)
+            # What comes from the host is elsewhere each time, and would be copied outside of a graph.
+            comes = name == "copy_" and tags[id(args[1])] == CPU
+            owner.recording.before(str(func), flat[:1] if comes else flat)
         result = func(*args, **kwargs)
         if owner.recording is not None:
-            owner.recording.after(result, tensors)
+            owner.recording.after(_leaves(result), tensors)
         inputs = {x.untyped_storage()._cdata for x in tensors if tags[id(x)] is not None}
         for out in _leaves(result):
             if not isinstance(out, Tensor) or _tag(out) is None:
@@ -353,38 +356,6 @@ class _Above(TorchFunctionMode):
             result = Tensor.to(tensor, *args, **kwargs, copy=True)
         _set(result, target)
         return result
-
-
-class Recording:
-    """The operations of a step as a graph would hold them, in `operations`.
-
-    Each has its name, the shapes, types and strides of its tensors, the addresses of those that were there before the
-    step, and all numbers: what changes there from step to step would be wrong in a graph that was captured once.
-    """
-
-    def __init__(self) -> None:
-        self.operations: list[tuple[Any, ...]] = []
-        # Within the step; kept, so that no address is used twice. Gradients that others hold too would be copied.
-        self._made: dict[int, torch.UntypedStorage] = {}
-
-    def before(self, func: Any, name: str, args: Any, kwargs: Any, tags: dict[int, Any]) -> None:
-        if name == "copy_" and tags[id(args[1])] == CPU:
-            args = args[:1]  # what comes from the host is elsewhere each time, and would be copied outside of a graph
-        self.operations.append((str(func), *map(self._told, _leaves(args, kwargs))))
-
-    def after(self, result: Any, tensors: list[Tensor]) -> None:
-        given = {x.untyped_storage().data_ptr() for x in tensors if x.layout is torch.strided}
-        for out in _leaves(result):
-            if isinstance(out, Tensor) and out.layout is torch.strided:
-                if out.untyped_storage().data_ptr() in given:  # a view, or changed in place
-                    continue
-                self._made.setdefault(out.untyped_storage().data_ptr(), out.untyped_storage())
-
-    def _told(self, value: Any) -> Any:
-        if not isinstance(value, Tensor):
-            return type(value).__name__ if isinstance(value, _real_generator) else repr(value)
-        within = value.untyped_storage().data_ptr() in self._made
-        return tuple(value.shape), value.stride(), value.dtype, None if within else value.data_ptr()
 
 
 # Both -----------------------------------------------------------------------------------------------------------------
