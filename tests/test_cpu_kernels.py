@@ -69,3 +69,32 @@ def test_a_layer_uses_it_where_it_pays(monkeypatch):
     new_network(SameConv2d, 128, 8, rng=new_rng(0))(x)
     assert len(calls) == 1
     torch.testing.assert_close(found, plain(x, layer.weight, 1) + layer.bias[:, None, None], rtol=0, atol=2e-4)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_blurring_and_sorting_are_what_pytorch_does(dtype):
+    rng = torch.Generator().manual_seed(0)
+    images = torch.randn(3, 2, 20, 17, dtype=dtype, generator=rng)
+    kernel = torch.rand(7, dtype=dtype, generator=rng) / 7
+    both = (kernel[:, None] * kernel)[None, None]
+    wanted = F.conv2d(images.view(6, 1, 20, 17), both).view(3, 2, 14, 11)
+    torch.testing.assert_close(cpu_kernels.blurred(images, kernel), wanted)
+    images[0, 0, 0, 3] = torch.nan
+    torch.testing.assert_close(cpu_kernels.in_order(images), images.sort(-1).values, equal_nan=True, rtol=0, atol=0)
+
+
+def test_what_is_plain():
+    values = torch.ones(2, 3)
+    assert cpu_kernels.is_plain(values) and not cpu_kernels.is_plain(values.to("meta"))
+    needs = torch.ones(2, 3, requires_grad=True) * 2
+    assert not cpu_kernels.is_plain(needs)
+    with torch.no_grad():
+        assert cpu_kernels.is_plain(needs)
+        program = torch.export.export(_Plain(), (values,))
+        traced = torch.jit.trace(_Plain(), (values,))
+    assert program.module()(values).tolist() == traced(values).tolist() == (-values).tolist()
+
+
+class _Plain(torch.nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x if cpu_kernels.is_plain(x) else -x

@@ -179,3 +179,17 @@ def test_a_rate_that_decays_rises_and_falls():
     assert rates[0] < 0.1 and max(rates) == 1.0 and rates[-1] < 0.05
     plan.config = Pretraining(decay=0.0)
     assert {plan.share_at(progress) for progress in np.linspace(0, 1, 5)} == {1.0}
+
+
+@pytest.mark.parametrize("n", [1, 5])
+def test_descriptors_on_the_fast_way_are_those_with_a_gradient(n):
+    rng = torch.Generator().manual_seed(n)
+    images = torch.stack([ellipse(7, 5, float(i), 1.0) for i in range(n)])[:, None].float()
+    images = images + 0.1 * torch.randn(images.shape, generator=rng)
+    found = measure(images, torch.ones(1))
+    wanted = measure(images.requires_grad_(), torch.ones(1))
+    torch.testing.assert_close(found, wanted.detach(), rtol=1e-5, atol=1e-5)
+    images = images.detach().clone()
+    images[-1, 0, 3, 3] = torch.nan
+    broken = measure(images, torch.ones(1))
+    assert broken[-1].isnan().any() and torch.equal(broken[:-1], found[:-1])

@@ -14,6 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from skbegan.core import cpu_kernels
+
 LEVEL = 0.25  # of the cell's height above the background, where its outline is drawn
 SOFTNESS = 0.05  # of that height, over which the outline fades
 TOP, BORDER = 0.05, 2  # share of the brightest pixels that make the height; pixels of the border that make background
@@ -23,6 +25,7 @@ HARMONICS = 4  # angular ones, of outline and of density, at two radial powers e
 BANDS = (0.7, 1.0, 1.4, 2.0, 2.8)  # pixels, standard deviations between which a band of the texture lies
 LIMIT = 4.0  # standard deviations beyond which a descriptor says no more
 EPSILON = 1e-6
+FAR = -60.0  # logarithm of a weight that counts for nothing; smaller ones are slow to compute with
 
 
 def n_descriptors(n_channels: int) -> int:
@@ -38,8 +41,32 @@ def _smooth(images: Tensor, width: float) -> Tensor:
     kernel = kernel / kernel.sum()
     n, c, h, w = images.shape
     flat = F.pad(images.reshape(n * c, 1, h, w), (reach,) * 4, mode="replicate")
+    if cpu_kernels.is_plain(flat) and len(flat) > 1:  # of one image PyTorch adds in another order
+        return cpu_kernels.blurred(flat, kernel).view(n, c, h, w)
     flat = F.conv2d(F.conv2d(flat, kernel.view(1, 1, 1, -1)), kernel.view(1, 1, -1, 1))
     return flat.view(n, c, h, w)
+
+
+def _in_order(values: Tensor) -> Tensor:
+    """Sort along the last axis."""
+    return cpu_kernels.in_order(values) if cpu_kernels.is_plain(values) else values.sort(-1).values
+
+
+def _quantiles(values: Tensor) -> Tensor:
+    """Quantiles along the last axis, as torch.quantile interpolates them."""
+    if not cpu_kernels.is_plain(values):
+        return torch.quantile(values, values.new_tensor(QUANTILES), dim=-1).movedim(0, -1)
+    rank = values.new_tensor(QUANTILES) * (values.shape[-1] - 1)
+    ordered = _in_order(values)
+    low, high = ordered[..., rank.long()], ordered[..., rank.ceil().long()]
+    return torch.where(ordered[..., -1:].isnan(), torch.nan, low.lerp(high, rank - rank.long()))
+
+
+def _bell(x: Tensor) -> Tensor:
+    """exp(-x^2 / 2); `x` is not to be used again."""
+    if cpu_kernels.is_plain(x):  # in place: a new array of this size takes as long as computing its values
+        return x.square_().mul_(-0.5).clamp_(min=FAR).exp_()
+    return (-0.5 * x**2).clamp(min=FAR).exp()
 
 
 def measure(images: Tensor, sign: Tensor) -> Tensor:
@@ -62,7 +89,7 @@ def measure(images: Tensor, sign: Tensor) -> Tensor:
     sides = images[..., :BORDER, :], images[..., -BORDER:, :], images[..., :BORDER], images[..., -BORDER:]
     border = torch.cat([side.flatten(2) for side in sides], dim=2)
     # The median, sorted by hand: ONNX has no median.
-    raised = images - border.sort(2).values[..., (border.shape[2] - 1) // 2, None, None]
+    raised = images - _in_order(border)[..., (border.shape[2] - 1) // 2, None, None]
     smooth = _smooth(raised, 1.0)
     top = smooth.flatten(2).topk(max(1, round(TOP * h * w)), dim=2).values.mean(2)
     height = top.clamp(min=0.05)[..., None, None]
@@ -85,27 +112,27 @@ def measure(images: Tensor, sign: Tensor) -> Tensor:
     axes = 0.5 * ((middle + gap).clamp(min=EPSILON).log() - (middle - gap).clamp(min=0.05).log())
     level = mass / area
     relative = raised / level[..., None, None].clamp(min=0.02)
-    texture = (mask * (relative - _smooth(relative, 2.0)) ** 2).sum((2, 3)) / area
+    blurred = {width: _smooth(relative, width) for width in BANDS}
+    texture = (mask * (relative - blurred[2.0]) ** 2).sum((2, 3)) / area
     found = [
         mass.log(), area.log(), level.clamp(min=EPSILON).log(), axes, (texture + EPSILON).log(),
         (density.clamp(min=0) * r).sum((2, 3)) / mass, (density.clamp(min=0) * r**2).sum((2, 3)) / mass,
     ]  # fmt: skip
     values = [value[..., None] for value in found]
-    values.append(torch.quantile(raised.flatten(2), raised.new_tensor(QUANTILES), dim=2).movedim(0, 2))
+    values.append(_quantiles(raised.flatten(2)))
     edges = torch.arange(RINGS, dtype=images.dtype, device=images.device) * (1.6 / RINGS) + 0.1
-    rings = torch.exp(-0.5 * ((r[..., None, :, :] - edges[:, None, None]) / 0.14) ** 2)
+    rings = _bell((r[..., None, :, :] - edges[:, None, None]) / 0.14)
     values.append((rings * raised[:, :, None]).sum((3, 4)) / (rings.sum((3, 4)) + EPSILON))
     angle_x, angle_y = dx / radius / r, dy / radius / r
-    real, imaginary = angle_x, angle_y
+    real, imaginary, near_r = angle_x, angle_y, r.clamp(max=2.0)
+    weights = mask / area[..., None, None], density / mass[..., None, None]
+    parts = [weight * near_r**order for weight in weights for order in (1, 2)]
     for _ in range(HARMONICS):
-        for weight in (mask / area[..., None, None], density / mass[..., None, None]):
-            for order in (1, 2):
-                part = weight * r.clamp(max=2.0) ** order
-                size = (part * real).sum((2, 3)) ** 2 + (part * imaginary).sum((2, 3)) ** 2
-                values.append((size + EPSILON).sqrt()[..., None])
+        for part in parts:
+            size = (part * real).sum((2, 3)) ** 2 + (part * imaginary).sum((2, 3)) ** 2
+            values.append((size + EPSILON).sqrt()[..., None])
         real, imaginary = real * angle_x - imaginary * angle_y, real * angle_y + imaginary * angle_x
-    blurred = [_smooth(relative, width) for width in BANDS]
-    for fine, coarse in itertools.pairwise(blurred):
+    for fine, coarse in itertools.pairwise(blurred.values()):
         power = (mask * (fine - coarse) ** 2).sum((2, 3)) / area
         values.append((power + EPSILON).log()[..., None])
     return torch.cat(values, dim=2).flatten(1)
