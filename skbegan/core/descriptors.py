@@ -21,6 +21,7 @@ SOFTNESS = 0.05  # of that height, over which the outline fades
 TOP, BORDER = 0.05, 2  # share of the brightest pixels that make the height; pixels of the border that make background
 QUANTILES = (0.05, 0.15, 0.3, 0.5, 0.7, 0.85, 0.95)
 RINGS = 8  # of the radial profile
+RING_WIDTH = 0.14  # standard deviation of a ring
 HARMONICS = 4  # angular ones, of outline and of density, at two radial powers each
 BANDS = (0.7, 1.0, 1.4, 2.0, 2.8)  # pixels, standard deviations between which a band of the texture lies
 LIMIT = 4.0  # standard deviations beyond which a descriptor says no more
@@ -62,11 +63,24 @@ def _quantiles(values: Tensor) -> Tensor:
     return torch.where(ordered[..., -1:].isnan(), torch.nan, low.lerp(high, rank - rank.long()))
 
 
-def _bell(x: Tensor) -> Tensor:
-    """exp(-x^2 / 2); `x` is not to be used again."""
-    if cpu_kernels.is_plain(x):  # in place: a new array of this size takes as long as computing its values
-        return x.square_().mul_(-0.5).clamp_(min=FAR).exp_()
-    return (-0.5 * x**2).clamp(min=FAR).exp()
+def _total(a: Tensor, b: Tensor, scratch: Tensor | None) -> Tensor:
+    """Sum over the pixels of products."""
+    return torch.mul(a, b, out=scratch).sum((2, 3))
+
+
+def _radial_profile(values: Tensor, r: Tensor, scratch: Tensor | None) -> Tensor:
+    """Mean of values (n, C, H, W) by ring, (n, C, RINGS); rings fade into each other."""
+    edges = torch.arange(RINGS, dtype=r.dtype, device=r.device) * (1.6 / RINGS) + 0.1
+    if scratch is None:
+        distance = (r[..., None, :, :] - edges[:, None, None]) / RING_WIDTH
+        rings = (-0.5 * distance**2).clamp(min=FAR).exp()
+        return (rings * values[:, :, None]).sum((3, 4)) / (rings.sum((3, 4)) + EPSILON)
+    found = []
+    for edge in edges:
+        ring = torch.sub(r, edge, out=scratch).div_(RING_WIDTH).square_().mul_(-0.5).clamp_(min=FAR).exp_()
+        size = ring.sum((2, 3)) + EPSILON
+        found.append(ring.mul_(values).sum((2, 3)) / size)
+    return torch.stack(found, dim=2)
 
 
 def measure(images: Tensor, sign: Tensor) -> Tensor:
@@ -85,6 +99,8 @@ def measure(images: Tensor, sign: Tensor) -> Tensor:
         mean squared radius; quantiles; radial profile; angular harmonics; logarithms of the power in bands.
     """
     h, w = images.shape[2:]
+    # Where no gradient is needed, products that are summed are kept in one place: new arrays take longer than sums.
+    scratch = torch.empty_like(images) if cpu_kernels.is_plain(images) and images.is_contiguous() else None
     images = images * sign.to(images.dtype)[:, None, None]
     sides = images[..., :BORDER, :], images[..., -BORDER:, :], images[..., :BORDER], images[..., -BORDER:]
     border = torch.cat([side.flatten(2) for side in sides], dim=2)
@@ -102,38 +118,38 @@ def measure(images: Tensor, sign: Tensor) -> Tensor:
     density = mask * raised
     area = mask.sum((2, 3)) + EPSILON
     mass = density.sum((2, 3)).clamp(min=EPSILON)
-    cx, cy = (mask * x).sum((2, 3)) / area, (mask * y).sum((2, 3)) / area
+    cx, cy = _total(mask, x, scratch) / area, _total(mask, y, scratch) / area
     dx, dy = x - cx[..., None, None], y - cy[..., None, None]
     radius = (area / math.pi).sqrt()[..., None, None]
     r = (dx**2 + dy**2 + EPSILON).sqrt() / radius
-    sxx, syy, sxy = [(mask * moment).sum((2, 3)) / area for moment in (dx**2, dy**2, dx * dy)]
+    sxx, syy, sxy = [_total(mask, moment, scratch) / area for moment in (dx**2, dy**2, dx * dy)]
     middle = 0.5 * (sxx + syy)
     gap = (0.25 * (sxx - syy) ** 2 + sxy**2 + EPSILON**2).sqrt()
     axes = 0.5 * ((middle + gap).clamp(min=EPSILON).log() - (middle - gap).clamp(min=0.05).log())
     level = mass / area
     relative = raised / level[..., None, None].clamp(min=0.02)
     blurred = {width: _smooth(relative, width) for width in BANDS}
-    texture = (mask * (relative - blurred[2.0]) ** 2).sum((2, 3)) / area
+    texture = _total(mask, (relative - blurred[2.0]) ** 2, scratch) / area
+    above = density.clamp(min=0)
     found = [
         mass.log(), area.log(), level.clamp(min=EPSILON).log(), axes, (texture + EPSILON).log(),
-        (density.clamp(min=0) * r).sum((2, 3)) / mass, (density.clamp(min=0) * r**2).sum((2, 3)) / mass,
+        _total(above, r, scratch) / mass, _total(above, r**2, scratch) / mass,
     ]  # fmt: skip
     values = [value[..., None] for value in found]
     values.append(_quantiles(raised.flatten(2)))
-    edges = torch.arange(RINGS, dtype=images.dtype, device=images.device) * (1.6 / RINGS) + 0.1
-    rings = _bell((r[..., None, :, :] - edges[:, None, None]) / 0.14)
-    values.append((rings * raised[:, :, None]).sum((3, 4)) / (rings.sum((3, 4)) + EPSILON))
+    values.append(_radial_profile(raised, r, scratch))
     angle_x, angle_y = dx / radius / r, dy / radius / r
     real, imaginary, near_r = angle_x, angle_y, r.clamp(max=2.0)
     weights = mask / area[..., None, None], density / mass[..., None, None]
     parts = [weight * near_r**order for weight in weights for order in (1, 2)]
-    for _ in range(HARMONICS):
+    for harmonic in range(HARMONICS):
+        if harmonic:
+            real, imaginary = real * angle_x - imaginary * angle_y, real * angle_y + imaginary * angle_x
         for part in parts:
-            size = (part * real).sum((2, 3)) ** 2 + (part * imaginary).sum((2, 3)) ** 2
+            size = _total(part, real, scratch) ** 2 + _total(part, imaginary, scratch) ** 2
             values.append((size + EPSILON).sqrt()[..., None])
-        real, imaginary = real * angle_x - imaginary * angle_y, real * angle_y + imaginary * angle_x
     for fine, coarse in itertools.pairwise(blurred.values()):
-        power = (mask * (fine - coarse) ** 2).sum((2, 3)) / area
+        power = _total(mask, (fine - coarse) ** 2, scratch) / area
         values.append((power + EPSILON).log()[..., None])
     return torch.cat(values, dim=2).flatten(1)
 
