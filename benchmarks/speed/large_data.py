@@ -38,7 +38,7 @@ SIZES: dict[str, Any] = {
     "side": 32,
     "chunk": 1024,  # cells
     "part": 131_072,  # cells that are in memory
-    "steps": 20,  # per epoch
+    "steps": 40,  # per epoch
     "epochs": 4,  # of either stage
     "inferred": 65_536,  # cells
     "runs": 1,
@@ -131,7 +131,7 @@ def run_fit(point: dict[str, Any]) -> dict[str, Any]:
         data = [group["bf"], group["qpi"], *(np.load(folder / f"{x}.npy") for x in ("batch", "cell_type"))]
     else:
         data = read_part(folder, point["part"])
-    held_out = point["part"] // 16
+    held_out = point["part"] // 128  # few: an epoch is to be its steps
     stamps: list[tuple[str, float, float]] = []
 
     def note(info: Any) -> None:
