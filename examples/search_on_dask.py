@@ -3,7 +3,7 @@
 
 ::
 
-    pip install "skbegan[search]"
+    pip install "skbegan[distributed]"
     python examples/search_on_dask.py [OUTPUT_FOLDER]
     python examples/search_on_dask.py [OUTPUT_FOLDER] --scheduler tcp://HOST:8786
 
@@ -27,7 +27,10 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-from dask.distributed import Client, LocalCluster
+try:
+    from dask.distributed import Client, LocalCluster
+except ImportError as error:
+    raise SystemExit('this example needs Dask: pip install "skbegan[distributed]"') from error
 from joblib import parallel_config
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GridSearchCV, LeaveOneGroupOut

@@ -30,9 +30,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import optuna
-from optuna.storages import JournalStorage
-from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
+
+try:
+    import optuna
+    from optuna.storages import JournalStorage
+    from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
+except ImportError as error:
+    raise SystemExit('this example needs Optuna: pip install "skbegan[search]"') from error
 
 from skbegan import BeGANTransformer, OnlineRemoval
 from skbegan.datasets import make_cell_images

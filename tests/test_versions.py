@@ -13,11 +13,11 @@ pytestmark = pytest.mark.skipif(not (ROOT / "pyproject.toml").exists(), reason="
 
 
 def lower_bounds() -> dict[str, str]:
-    """The lowest version of every dependency of the package, of its plots and of its tests."""
+    """The lowest version of every dependency of the package, of its plots, of Dask and of its tests."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     extras = project["optional-dependencies"]
     found = {}
-    for requirement in [*project["dependencies"], *extras["plots"], *extras["test"]]:
+    for requirement in [*project["dependencies"], *extras["plots"], *extras["distributed"], *extras["test"]]:
         name, version = re.fullmatch(r"([\w-]+)>=([\d.]+)", requirement).groups()
         assert found.setdefault(name, version) == version, f"two lower bounds of {name}"
     return found
