@@ -287,6 +287,23 @@ def goals(points: Sequence[dict[str, Any]]) -> list[Goal]:
     return found
 
 
+def shares(points: Sequence[dict[str, Any]]) -> dict[str, list[float]]:
+    """Return by what is compared how fast it was in each run beside the same in memory, in processor time."""
+    found: dict[str, list[float]] = {}
+
+    def of(kind: str, what: str) -> list[dict[str, Any]]:
+        return [p for p in points if (p["kind"], p["what"]) == (kind, what)]
+
+    for stage in ("pretraining", "batch_removal"):
+        for pair in zip(of("fit", "memory"), of("fit", "streamed"), strict=False):
+            there, streamed = (np.median([epoch[1] for epoch in p["epochs"].get(stage, [[0, np.nan]])]) for p in pair)
+            found.setdefault(f"fit, {stage.replace('_', ' ')}", []).append(float(there / streamed))
+    for what in ("zarr", "dask"):
+        for there, lazy in zip(of("transform", "array"), of("transform", what), strict=False):
+            found.setdefault(f"transform of {what}", []).append(there["cpu"] / lazy["cpu"])
+    return found
+
+
 def tables(results: dict[str, Any]) -> str:
     """Return the tables and the goals."""
     points = results["points"]
@@ -326,6 +343,9 @@ def tables(results: dict[str, Any]) -> str:
                 str(round(p["load"], 1)),
             ]
         )
+    text += "\n\n" + common.table(rows)
+    rows = [["speed beside memory", "run by run"]]
+    rows += [[name, ", ".join(f"{share:.2f}" for share in found)] for name, found in shares(points).items()]
     return f"{text}\n\n{common.table(rows)}\n\n```text\n{common.goals_text(goals(points))}\n```"
 
 
