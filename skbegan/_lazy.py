@@ -314,8 +314,11 @@ def ahead(values: Iterator[T]) -> Iterator[T]:
     ready: queue.Queue[tuple[str, Any]] = queue.Queue(maxsize=1)
     stopped = threading.Event()
 
+    def goes_on() -> bool:
+        return not stopped.is_set() and threading.main_thread().is_alive()
+
     def put(kind: str, value: Any) -> None:
-        while not stopped.is_set():
+        while goes_on():
             try:
                 return ready.put((kind, value), timeout=0.1)
             except queue.Full:
@@ -325,13 +328,14 @@ def ahead(values: Iterator[T]) -> Iterator[T]:
         try:
             for value in values:
                 put("value", value)
-                if stopped.is_set():
+                if not goes_on():
                     return
             put("end", None)
         except BaseException as error:
             put("error", error)
 
-    thread = threading.Thread(target=work, name="skbegan reads ahead", daemon=True)
+    # No daemon: cut off in a library of C++ while Python exits, it would end the process with an error.
+    thread = threading.Thread(target=work, name="skbegan reads ahead")
     thread.start()
     try:
         while True:

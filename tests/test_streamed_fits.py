@@ -321,3 +321,50 @@ def test_validation_cells_of_unknown_type_are_a_group_of_their_own():
     train, held_out = split_validation(batch, cell_type, 0.1, 0)
     found = np.unique(np.stack([batch, cell_type.astype(int)])[:, held_out], axis=1, return_counts=True)
     assert found[0].shape[1] == 8 and set(found[1]) == {1} and len(train) == 72
+
+
+ENDS_EARLY = """
+import sys, time
+from pathlib import Path
+import numpy as np
+from skbegan._lazy import in_order
+from skbegan._stored import as_lazy
+from skbegan.data.stream import RowBuffer, RowsExcept
+
+class Slow:
+    shape, dtype = (4000, 4, 4), np.dtype(np.uint8)
+    def read(self, rows):
+        with Path(sys.argv[2]).open("a") as log:
+            log.write("b")
+            time.sleep(0.5)
+            log.write("e")
+        return np.zeros((len(rows), 4, 4), np.uint8)
+    def blocks(self):
+        return np.arange(0, 4001, 400)
+    def fingerprint(self):
+        return "slow"
+
+source = as_lazy(Slow())
+if sys.argv[1] == "fit":
+    buffer = RowBuffer((source,), RowsExcept(4000, np.empty(0, np.int64)), 4000)
+    buffer.begin(iter(np.split(np.arange(4000), 10)))
+else:
+    parts = in_order(source, 400)
+    next(parts)
+while not Path(sys.argv[2]).exists():
+    time.sleep(0.01)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("what", ["fit", "transform"])
+def test_python_waits_at_its_exit_for_the_block_that_is_read(what, tmp_path):
+    import subprocess
+    import sys
+
+    log = tmp_path / "log"
+    command = [sys.executable, "-c", ENDS_EARLY, what, str(log)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0 and not done.stderr, done.stderr
+    read = log.read_text(encoding="utf-8")
+    assert read == len(read) // 2 * "be" and 2 <= len(read) < 20  # what was begun was ended, and no more was begun

@@ -339,10 +339,17 @@ class _Shared:
                 self.error = error
                 self.changed.notify_all()
 
+    def _has_room(self, n: int, run: int) -> bool:
+        """Wait for free slots; False where the thread is to end, since it is not needed or Python is about to exit."""
+        while self.run == run and threading.main_thread().is_alive():
+            if len(self.free) >= n:
+                return True
+            self.changed.wait(1.0)
+        return False
+
     def _put(self, positions: NDArray[np.int64], run: int) -> bool:
         with self.changed:
-            self.changed.wait_for(lambda: self.run != run or len(self.free) >= len(positions))
-            if self.run != run:
+            if not self._has_room(len(positions), run):
                 return False
             slots = self.free[-len(positions) :]
             del self.free[-len(positions) :]
@@ -389,9 +396,9 @@ class RowBuffer:
             self._thread.join()
         shared.slot_of, shared.free, shared.error = {}, list(range(len(shared.pools[0]))), None
         self._expected = np.empty(0, np.int64)
-        self._thread = threading.Thread(
-            target=shared.fill, args=(parts, shared.run), name="skbegan reads ahead", daemon=True
-        )
+        # No daemon: Python waits for the block that is read at its exit. Libraries of C++ end the process with an
+        # error when a thread in them is cut off.
+        self._thread = threading.Thread(target=shared.fill, args=(parts, shared.run), name="skbegan reads ahead")
         self._thread.start()
 
     def expect(self, positions: Tensor) -> None:
