@@ -25,6 +25,7 @@ __all__ = ["Predictor", "check_out", "lazily", "write_into"]
 
 _NAME = "skbegan_written"  # of the attribute that says how far a file was written
 _PARTS = 16  # least parts of the inference that are written at once: 4 million pixels on a CPU
+_HELD = 2**26  # bytes of results, at most, that are held until whole chunks of the output are full
 _ONE_AT_A_TIME = threading.Lock()  # dask computes blocks in several threads; PyTorch has its own
 
 
@@ -155,11 +156,20 @@ def write_into(
         if found is not None and {name: found.get(name) for name in note} == note:
             done = found.get("done")
             start = done if type(done) is int and 0 <= done <= len(images) and done % rows == 0 else 0
-    for block in in_order(images, rows, start):
-        out[start : start + len(block)] = predict(block)
-        start += len(block)
-        if start < len(images):
-            place.write({**note, "done": start})
+    least = _PARTS * part
+    size = rows if rows < 2 * least else math.gcd(rows, least)  # fewer images than results where chunks are long
+    results, n = np.empty(0, np.float32), 0
+    for block in in_order(images, size, start):
+        result = predict(block)
+        if n == 0:
+            results = np.empty((min(rows, len(images) - start), *result.shape[1:]), result.dtype)
+        results[n : n + len(block)] = result
+        n += len(block)
+        if n == len(results):
+            out[start : start + n] = results
+            start, n = start + n, 0
+            if start < len(images):
+                place.write({**note, "done": start})
     place.write(None)
     return out
 
@@ -289,14 +299,15 @@ def _place_of(out: Any) -> _Place:
 
 
 def _rows_at_once(out: Any, part: int) -> int:
-    """Return how many rows are written at once: whole parts, and whole chunks of the output if that is not far more."""
+    """Return how many rows are written at once: whole parts, and chunks of the output if they are not too large."""
     least = _PARTS * part
     lazy = None if isinstance(out, np.ndarray) else as_lazy(out)
     bounds = None if lazy is None else lazy.blocks()
     if bounds is None:
         return least
     both = math.lcm(part, int(bounds[1]))
-    return least if both > 8 * least else -(-least // both) * both
+    rows = -(-least // both) * both
+    return least if rows >= 2 * least and rows * math.prod(out.shape[1:]) * out.dtype.itemsize > _HELD else rows
 
 
 def _key_of(images: Any) -> str:

@@ -167,3 +167,23 @@ def test_scikit_learn_neither_wraps_nor_routes_an_output(fitted, cells):
     assert "out" not in model.get_metadata_routing().transform.requests
     with pytest.raises(TypeError):
         model.transform(cells.bf, out)
+
+
+@pytest.mark.parametrize("held", [2**26, 1])
+def test_long_chunks_are_written_whole_and_read_in_parts(fitted, cells, tmp_path, monkeypatch, held):
+    monkeypatch.setattr("skbegan._into._HELD", held)
+    out = zarr.create_array(tmp_path / "long.zarr", shape=(90, 16), dtype="float32", chunks=(64, 16))
+    expected, seen, written = fitted.transform(cells.bf), [], []
+    predict, write = FittedModel.predict, zarr.Array.__setitem__
+    monkeypatch.setattr(
+        FittedModel,
+        "predict",
+        lambda self, bf, *args, **options: seen.append(len(bf)) or predict(self, bf, *args, **options),
+    )
+    monkeypatch.setattr(
+        zarr.Array, "__setitem__", lambda self, key, values: written.append(len(values)) or write(self, key, values)
+    )
+    fitted.transform(cells.bf, out=out)
+    assert max(seen) == 16 and sum(seen) == 90
+    assert written == ([64, 26] if held > 1 else [16] * 5 + [10])
+    np.testing.assert_array_equal(out[:], expected)

@@ -262,33 +262,11 @@ def run_point(point: dict[str, Any], threads: int) -> dict[str, Any]:
 # Reading the figures --------------------------------------------------------------------------------------------------
 
 
-def epoch_seconds(points: Sequence[dict[str, Any]], what: str, stage: str, which: int) -> float:
-    """Return the median over the epochs of all runs, but the first of each stage; 0 is wall, 1 processor time."""
-    epochs = [
-        epoch[which] for p in points if p["kind"] == "fit" and p["what"] == what for epoch in p["epochs"].get(stage, [])
-    ]
-    return float(np.median(epochs)) if epochs else float("nan")
-
-
-def goals(points: Sequence[dict[str, Any]]) -> list[Goal]:
-    """Return the goals with what was found."""
-    streamed = [p for p in points if p["kind"] == "fit" and p["what"] == "streamed"]
-    found = [Goal("fit, peak of resident memory, MiB", max((p["peak"] for p in streamed), default=None), "<=", MEMORY)]
-    for stage in ("pretraining", "batch_removal"):
-        share = epoch_seconds(points, "memory", stage, 1) / epoch_seconds(points, "streamed", stage, 1)
-        name = f"fit, {stage.replace('_', ' ')}: speed beside cells in memory"
-        found.append(Goal(name, None if np.isnan(share) else share, ">=", SHARE))
-    for what in ("zarr", "dask"):
-        seconds = [[p["cpu"] for p in points if p["kind"] == "transform" and p["what"] == k] for k in ("array", what)]
-        share = float(np.median(seconds[0]) / np.median(seconds[1])) if all(seconds) else None
-        extra = [p["extra"] for p in points if p["kind"] == "transform" and p["what"] == what]
-        found.append(Goal(f"transform of {what}: speed beside an array", share, ">=", INFERENCE_SHARE))
-        found.append(Goal(f"transform of {what}: memory on top, MiB", max(extra, default=None), "<=", EXTRA))
-    return found
-
-
 def shares(points: Sequence[dict[str, Any]]) -> dict[str, list[float]]:
-    """Return by what is compared how fast it was in each run beside the same in memory, in processor time."""
+    """Return by what is compared how fast it was in each run beside the same in memory, in processor time.
+
+    Of fits it is the median of the epochs but the first of each stage.
+    """
     found: dict[str, list[float]] = {}
 
     def of(kind: str, what: str) -> list[dict[str, Any]]:
@@ -301,6 +279,21 @@ def shares(points: Sequence[dict[str, Any]]) -> dict[str, list[float]]:
     for what in ("zarr", "dask"):
         for there, lazy in zip(of("transform", "array"), of("transform", what), strict=False):
             found.setdefault(f"transform of {what}", []).append(there["cpu"] / lazy["cpu"])
+    return found
+
+
+def goals(points: Sequence[dict[str, Any]]) -> list[Goal]:
+    """Return the goals with what was found: of speeds the median of the runs."""
+    streamed = [p for p in points if p["kind"] == "fit" and p["what"] == "streamed"]
+    found = [Goal("fit, peak of resident memory, MiB", max((p["peak"] for p in streamed), default=None), "<=", MEMORY)]
+    speeds = {name: float(np.median(each)) for name, each in shares(points).items()}
+    for name in ("fit, pretraining", "fit, batch removal"):
+        found.append(Goal(f"{name}: speed beside cells in memory", speeds.get(name), ">=", SHARE))
+    for what in ("zarr", "dask"):
+        share = speeds.get(f"transform of {what}")
+        extra = [p["extra"] for p in points if p["kind"] == "transform" and p["what"] == what]
+        found.append(Goal(f"transform of {what}: speed beside an array", share, ">=", INFERENCE_SHARE))
+        found.append(Goal(f"transform of {what}: memory on top, MiB", max(extra, default=None), "<=", EXTRA))
     return found
 
 
