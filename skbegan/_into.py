@@ -25,7 +25,7 @@ __all__ = ["Predictor", "check_out", "lazily", "write_into"]
 
 _NAME = "skbegan_written"  # of the attribute that says how far a file was written
 _PARTS = 16  # least parts of the inference that are written at once: 4 million pixels on a CPU
-_HELD = 2**26  # bytes of results, at most, that are held until whole chunks of the output are full
+_HELD = 2**24  # bytes of results, at most, that are held until whole chunks of the output are full
 _ONE_AT_A_TIME = threading.Lock()  # dask computes blocks in several threads; PyTorch has its own
 
 

@@ -169,7 +169,7 @@ def test_scikit_learn_neither_wraps_nor_routes_an_output(fitted, cells):
         model.transform(cells.bf, out)
 
 
-@pytest.mark.parametrize("held", [2**26, 1])
+@pytest.mark.parametrize("held", [2**24, 1])
 def test_long_chunks_are_written_whole_and_read_in_parts(fitted, cells, tmp_path, monkeypatch, held):
     monkeypatch.setattr("skbegan._into._HELD", held)
     out = zarr.create_array(tmp_path / "long.zarr", shape=(90, 16), dtype="float32", chunks=(64, 16))
