@@ -16,8 +16,8 @@ from skbegan.core.networks import LEAK, generator_of, to_numpy
 from skbegan.data.source import by_itself
 from skbegan.shift.checking import TRAITS
 from skbegan.shift.observing import Reader, statistics
-from skbegan.shift.statistics import BANDS, NAMES, band_edges, grid, radial_frequency
-from skbegan.shift.styles import zoom_matrix
+from skbegan.shift.statistics import BANDS, NAMES, band_edges
+from skbegan.data.instruments import zoom_matrices
 
 if TYPE_CHECKING:
     from skbegan.model import FittedModel

@@ -261,7 +261,7 @@ class _Looks:
         """Return statistics and traits of plausible styles."""
         found = []
         for _ in range(N_LOOKS):
-            style = draw_plausible(self.rng, LOOK_SEVERITY * self.rng.random())
+            style = draw_plausible(self.noise, LOOK_SEVERITY * self.rng.random())
             found.append((self._look(style, 1.5 * self.rng.random()), style.traits()))
         looks, traits = zip(*found, strict=True)
         return np.stack(looks), np.stack(traits)
@@ -272,7 +272,7 @@ class _Looks:
         for fault in FAULTS:
             looks = []
             for index in range(N_BROKEN):
-                style = draw_broken(self.rng, fault)
+                style = draw_broken(self.rng, self.noise, fault)
                 if fault != "channel":
                     looks.append(self._look(style, 1.0))
                     continue
@@ -372,7 +372,7 @@ def _regressions(
         images = cells.source
         if severity:
             images = styles.in_unseen_style(cells, severity * rng.random())
-            images = draw_plausible(rng, severity)(images, noise)
+            images = draw_plausible(noise, severity)(images, noise)
         observed = made.observe(reader, images)
         for which, inputs in found.items():
             inputs.append(_inputs(which, observed.signals.mean(0)))

@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from skbegan.data.instruments import grid, radial_frequency
+
 BANDS = 6  # of the power spectrum
 RINGS = 6  # of the mean radial profile
 CLIPPED = 0.004  # of an image's range: pixels as near to its ends count as clipped
@@ -28,19 +30,6 @@ NAMES = (
     *(f"ring_{ring}" for ring in range(RINGS)),
     *(f"band_{band}" for band in range(BANDS)),
 )
-
-
-def grid(side: int, like: Tensor) -> tuple[Tensor, Tensor]:
-    """Return coordinates x and y of the pixels, from -1 to 1 between the edges of the image."""
-    place = (torch.arange(side, dtype=like.dtype, device=like.device) + 0.5) * (2 / side) - 1
-    return place[None, :].expand(side, side), place[:, None].expand(side, side)
-
-
-def radial_frequency(side: int, like: Tensor) -> Tensor:
-    """Return the spatial frequency of the entries of ``rfft2``, in cycles per pixel."""
-    y = torch.fft.fftfreq(side, dtype=like.dtype, device=like.device)
-    x = torch.fft.rfftfreq(side, dtype=like.dtype, device=like.device)
-    return (y[:, None] ** 2 + x[None, :] ** 2).sqrt()
 
 
 def band_edges(side: int) -> list[float]:
