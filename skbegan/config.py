@@ -196,6 +196,12 @@ class OnlineRemoval(RemovalMethod):
     unseen_style_spread : float, default=1.5
         How widely unseen styles scatter about the mean of the batches, relative to the batches; 0: only styles of
         batches. They prepare for batches that were never seen.
+    instrument_share : float, default=0.0
+        Share of the brightfields, in either view, that are shown as another instrument would: magnification, transfer
+        function, contrast, offset, uneven illumination and noise are drawn for each cell (domain randomisation [4]_).
+        0.5 prepares for instruments that differ from those of the batches in other ways than these do from one another.
+    instrument_spread : float, default=1.0
+        How widely they are drawn; 1 is as far as instruments of different laboratories usually differ.
     alignment : float, default=0.6
         Weight, relative to `batch_weight`, of the Mahalanobis distance between the batches of a cell type in feature
         space.
@@ -223,6 +229,8 @@ class OnlineRemoval(RemovalMethod):
        learning", ICLR 2022.
     .. [3] van den Oord, Li and Vinyals, "Representation learning with contrastive predictive coding", arXiv:1807.03748,
        2018.
+    .. [4] Tobin et al., "Domain randomization for transferring deep neural networks from simulation to the real world",
+       IROS 2017.
 
     Examples
     --------
@@ -248,6 +256,8 @@ class OnlineRemoval(RemovalMethod):
     brightfield_style_share: float = parameter(0.2, SHARE)
     unseen_style_share: float = parameter(0.7, SHARE)
     unseen_style_spread: float = parameter(1.5, Number(high=100.0))
+    instrument_share: float = parameter(0.0, SHARE)
+    instrument_spread: float = parameter(1.0, Number(high=3.0))
     alignment: float = parameter(0.6, WEIGHT)
     invariance: float = parameter(5.0, WEIGHT)
     activity: float = parameter(2.0, WEIGHT)

@@ -18,7 +18,6 @@ KNOTS = 5  # of the transfer function, evenly spaced up to 0.5 cycles per pixel
 COLUMNS = ("zoom", *(f"radial_{k}" for k in range(KNOTS)),
            "gain", "gamma", "offset", "tilt_x", "tilt_y", "bow", "noise")  # fmt: skip
 ZOOM, RADIAL, GAIN, GAMMA, OFFSET, TILT_X, TILT_Y, BOW, NOISE = 0, slice(1, 1 + KNOTS), *range(1 + KNOTS, 8 + KNOTS)
-FINE = 4  # samples per pixel, which are averaged: shrinking does not alias
 TILE = 4  # sides of an image: side of the tile that noise is cut from
 
 
@@ -101,16 +100,16 @@ def seen_through(instruments: Tensor, images: Tensor, noise: Tensor, transfer: T
 
 
 def zoom_matrices(side: int, zoom: Tensor) -> Tensor:
-    """Return matrices (n, side, side) that magnify one axis about its middle, by linear interpolation and binning."""
-    place = (torch.arange(side * FINE, dtype=zoom.dtype, device=zoom.device) + 0.5) / FINE - 0.5
+    """Return matrices (n, side, side) that magnify one axis about its middle.
+
+    Linear interpolation, with a kernel that widens where images shrink, so that they do not alias; 1 changes nothing.
+    """
+    place = torch.arange(side, dtype=zoom.dtype, device=zoom.device)
     middle = (side - 1) / 2
     source = ((place - middle) / zoom[:, None] + middle).clamp(0, side - 1)
-    below = source.floor().clamp(max=side - 2)
-    share = (source - below)[..., None]
-    at = below.long()[..., None]
-    rows = torch.zeros(*source.shape, side, dtype=zoom.dtype, device=zoom.device)
-    rows.scatter_(2, at, 1 - share).scatter_(2, at + 1, share)
-    return rows.view(len(zoom), side, FINE, side).mean(2)
+    apart = (source[..., None] - place).abs() * zoom.clamp(max=1)[:, None, None]
+    weights = (1 - apart).clamp(min=0)
+    return weights / weights.sum(2, keepdim=True)
 
 
 class Instruments:

@@ -1,4 +1,4 @@
-"""How cells are shown in a step of the online stage 2: in batch styles, in a random orientation, twice."""
+"""How cells are shown in a step of the online stage 2: in batch styles, through drawn instruments, turned, twice."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from torch import Tensor
 
 from skbegan.config import OnlineRemoval
 from skbegan.data.cells import Minibatch, draw_coins, turned_together
+from skbegan.data.instruments import Instruments
 from skbegan.data.style import BatchStyles, Drawn
 
 
@@ -34,6 +35,8 @@ class Views:
         self.styles, self.rng, self.augment = styles, rng, augment
         self.canonical, self.target_share = method.target_style == "canonical", method.style_share
         self.shares = [method.brightfield_style_share, *([method.style_share] if two else [])]
+        drawn = Instruments(method.instrument_share, method.instrument_spread)
+        self.instruments = drawn if drawn.share > 0 and drawn.spread > 0 else None
 
     def draw(self, n: int, own: slice) -> dict[str, Tensor]:
         """Draw for a minibatch of `n` cells and return, on the CPU, what is of its `own` ones.
@@ -56,6 +59,8 @@ class Views:
                 found["mixes"] = torch.cat([part["mixes"] for part in parts], 1)
         if coins:
             found["coins"] = torch.cat(coins, 1)
+        if self.instruments is not None:
+            found["instruments"] = torch.cat([self.instruments.draw(n, self.rng)[own] for _ in self.shares])
         return found
 
     def __call__(self, cells: Minibatch, draws: Mapping[str, Tensor]) -> tuple[Minibatch, Tensor | None]:
@@ -69,6 +74,8 @@ class Views:
         if "moved" in draws:
             drawn = Drawn(draws["moved"], draws["place"], draws.get("unseen"), draws.get("mixes"))
             source = self.styles.restyled(0, source, types, batch, drawn)
+        if self.instruments is not None and "instruments" in draws:
+            source = self.instruments(source, draws["instruments"])
         target = cells.target
         if self.canonical:
             target = self.styles.canonical_target(cells)
