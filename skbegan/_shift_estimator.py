@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
@@ -29,6 +30,7 @@ class ShiftEstimator(ModelEstimator):
 
     adaptation_: Adaptation
     random_state: Any
+    norm: str
 
     def check_batch(self, X_bf_new: Any) -> BatchCheck:
         """Say of a batch that was not trained on whether it is like known ones, and what to expect of it.
@@ -88,52 +90,55 @@ class ShiftEstimator(ModelEstimator):
             )
         return report
 
-    def adapt(self, X_bf_new: Any, controls: Any = None, cell_type: Any = None, *, apply: bool = False) -> Self:
-        """Return an estimator adapted to one new batch from some of its cells, where that can be expected to help.
+    def adapt(self, X_bf_new: Any, controls: Any = None, cell_type: Any = None, *, proportions: Any = None) -> Self:
+        """Return an estimator adapted to one new batch from some of its cells.
 
-        Tried are a filter and an offset that bring the mean image and the spectrum of the new cells near to those of
-        known batches, a correction of the magnification, and BatchNorm statistics of the encoder moved towards those of
-        the new cells, all of it shrunk the more, the fewer cells there are. Each is made from one half of the cells and
-        judged on the other; where none promises enough, the model is left as it is.
+        Statistics of BatchNorm follow the new cells, as far as their cell types do not explain the difference. So it
+        has to be known which types they are: from controls of known types, or from the proportions of the types. A
+        batch that :meth:`check_batch` refuses is not adapted to.
 
         Parameters
         ----------
         X_bf_new : array-like of shape (n_cells, side, side) or (n_cells, side, side, n_channels)
-            Brightfield images of one new batch, 20 to some hundred, of all cell types there are.
-        controls : array-like of shape (n_cells, side, side) or (n_cells, side, side, n_channels), optional
-            At least 20 cells of the same batch that are known to be of type `cell_type`. The adaptation is then made
-            from these, and judged by whether their type is recognised.
-        cell_type : label, optional
-            Of the controls; one that fit has seen.
-        apply : bool, default=False
-            Whether the best candidate is taken where it promises enough. It has not been measured that adapting is
-            never worse than not adapting; so by default the model is left as it is, and ``adaptation_`` only says what
-            was expected. Set it to True where some cells of the new batch can be checked.
+            Brightfield images of one new batch, 20 or more; of more than 256, some. With `controls` the model is
+            adapted to these, and the cells only tell whether the batch can be used.
+        controls : array-like of shape (n_controls, side, side) or (n_controls, side, side, n_channels), optional
+            At least 20 cells of the same batch whose types are known.
+        cell_type : label or array-like of shape (n_controls,), optional
+            Of the controls: one type that all of them are of, or one for each; of those that fit has seen.
+        proportions : {"training", "estimated"} or dict of label to float, optional
+            Of the types among `X_bf_new`, where there are no controls. ``"training"``: as in the cells of the fit, also
+            for a model that was fitted without types. A dict names shares or numbers of cells; types that it lacks are
+            not there. ``"estimated"``: from what the model takes the cells for; it gains less, and more is lost where
+            it is wrong. None, without controls: the model is left as it is. Where proportions are named that the cells
+            do not have, much is lost: up to .2 of the accuracy.
 
         Returns
         -------
         adapted : BeGANTransformer
             Another estimator; this one is not changed. ``adapted.adaptation_`` says what was done and why:
-            ``adaptation_.adapted``, ``.method``, ``.reason`` and what was expected of each candidate.
+            ``adaptation_.adapted``, ``.method``, ``.reason``, ``.weight`` and ``.proportions``.
 
         Raises
         ------
         NotFittedError
             Before fit.
         ValueError
-            For too few cells, images of another shape than in fit, an unknown type, a model without calibration or one
-            that was adapted already.
+            For too few cells, images of another shape than in fit, unknown types, a model without calibration or
+            without BatchNorm, or one that was adapted already.
 
         Notes
         -----
-        The adapted estimator maps each cell by itself, as this one does. Its own expectations in
-        :meth:`check_batch` are those that were calibrated before.
+        With n cells statistics are moved n / (n + 25) of the way [1]_. The means and variances that they are compared
+        with are those of training cells of each type, mixed in the proportions. The adapted estimator maps each cell by
+        itself, as this one does. Its expectations in :meth:`check_batch` are those that were calibrated before. Figures
+        are in ``docs/decisions/0009-new-batches.md``.
 
         References
         ----------
-        Li et al., "Revisiting batch normalization for practical domain adaptation", ICLR workshop 2017; Schneider et
-        al., "Improving robustness against common corruptions by covariate shift adaptation", NeurIPS 2020, for the
-        shrunk statistics.
+        .. [1] Schneider et al., "Improving robustness against common corruptions by covariate shift adaptation",
+           NeurIPS 2020, for statistics that are shrunk; Li et al., "Revisiting batch normalization for practical domain
+           adaptation", ICLR workshop 2017.
 
         Examples
         --------
@@ -144,34 +149,67 @@ class ShiftEstimator(ModelEstimator):
         >>> began = BeGANTransformer(base_width=4, n_features=16, pretrain_epochs=1, removal_epochs=1, random_state=0)
         >>> began = began.set_params(calibrate=True)
         >>> data = cells.bf, cells.qpi, cells.batch, cells.cell_type
-        >>> adapted = began.fit(*(values[known] for values in data)).adapt(cells.bf[~known])
-        >>> adapted.transform(cells.bf[~known]).shape, adapted.adaptation_.n_cells
-        ((67, 16), 67)
+        >>> began = began.fit(*(values[known] for values in data))
+        >>> adapted = began.adapt(cells.bf[~known], proportions="training")
+        >>> adapted.transform(cells.bf[~known]).shape, adapted.adaptation_.method
+        ((67, 16), 'proportions')
         """
         bf, calibration = self._new_batch(X_bf_new, "adapt")
         assert self._model is not None
-        if self._adapted:
+        if self.norm != "batch":
+            raise ValueError(f"adapt moves statistics of BatchNorm, and this model has none (norm={self.norm!r})")
+        if not calibration.norm_mean.size:
             raise ValueError("adapt: this estimator was adapted to a batch already; adapt the one it was made from")
-        known, control = None, None
-        if (controls is None) != (cell_type is None):
-            raise ValueError("adapt: controls and cell_type go together: cells of one type, and which type that is")
-        if controls is not None:
-            known, _ = self._new_batch(controls, "adapt with controls")
-            labels = [] if self.cell_types_ is None else self.cell_types_.tolist()
-            if calibration.classifier is None or cell_type not in labels:
-                raise ValueError(f"adapt: cell_type={cell_type!r} is none of the types that fit has seen: {labels}")
-            control = labels.index(cell_type)
+        labels: list[Any] = [None] if self.cell_types_ is None else self.cell_types_.tolist()
+        method, guide, shares = "none", bf, None
+        if controls is not None or cell_type is not None:
+            if controls is None or cell_type is None or proportions is not None:
+                raise ValueError("adapt: controls go with their cell_type, and neither with proportions")
+            guide, shares = self._controls(controls, cell_type, labels)
+            method = "controls"
+        elif proportions is not None:
+            shares = self._proportions(proportions, labels, calibration)
+            method = "estimated" if shares is None else "proportions"
         from skbegan.shift.adaptation import adapt
 
-        model, done = adapt(self._reader(), calibration, bf, known, control, apply=apply)
-        event = f"adaptation to a new batch: {done.reason}"
-        events = [*self.history_.get("events", ()), event]
-        model = dataclasses.replace(model, history={**model.history, "events": events})
-        adapted = copy.copy(self)
-        adapted.__dict__.pop("audit_", None)
-        adapted._adopt(model)
-        adapted.adaptation_ = done
-        return adapted
+        model, done = adapt(self._reader(), calibration, bf, guide, method, shares)
+        if done.adapted and self.cell_types_ is not None:
+            named = dict(zip(labels, done.shares, strict=True))
+            done = dataclasses.replace(done, proportions=named)
+        events = [*self.history_.get("events", ()), f"adaptation to a new batch: {done.reason}"]
+        other = copy.copy(self)
+        other.__dict__.pop("audit_", None)
+        other._adopt(dataclasses.replace(model, history={**model.history, "events": events}))
+        other.adaptation_ = done
+        return other
+
+    def _controls(self, controls: Any, cell_type: Any, labels: list[Any]) -> tuple[np.ndarray, np.ndarray]:
+        """Return images of controls, checked, and the shares of the types among them."""
+        bf, _ = self._new_batch(controls, "adapt with controls", "controls")
+        types = np.asarray(cell_type)
+        if types.ndim > 0 and len(types) != len(controls):
+            raise ValueError(f"adapt: cell_type has {len(types)} labels for {len(controls)} controls")
+        found, counts = np.unique(types, return_counts=True)
+        if odd := [label for label in found.tolist() if label not in labels]:
+            raise ValueError(f"adapt: cell_type has {odd}, none of the types that fit has seen: {labels}")
+        shares = np.zeros(len(labels))
+        shares[[labels.index(label) for label in found.tolist()]] = counts / counts.sum()
+        return bf, shares
+
+    def _proportions(self, proportions: Any, labels: list[Any], calibration: Calibration) -> np.ndarray | None:
+        """Return the shares of the types that were named; None where they are to be estimated."""
+        if isinstance(proportions, Mapping):
+            if odd := [label for label in proportions if label not in labels]:
+                raise ValueError(f"adapt: proportions have {odd}, none of the types that fit has seen: {labels}")
+            shares = np.array([float(proportions.get(label, 0.0)) for label in labels])
+            if not (np.isfinite(shares).all() and (shares >= 0).all() and shares.sum() > 0):
+                raise ValueError(f"adapt: proportions must be 0 or more, and not all 0, got {dict(proportions)}")
+            return np.asarray(shares / shares.sum())
+        if not isinstance(proportions, str) or proportions not in ("training", "estimated"):
+            raise ValueError(
+                f"adapt: proportions must be 'training', 'estimated' or a dict of label to share, got {proportions!r}"
+            )
+        return calibration.type_shares if proportions == "training" else None
 
     def calibrate_batches(self, X_bf: Any, y_qpi: Any, batch: Any = None, cell_type: Any = None) -> Self:
         """Learn what to expect of new batches from the cells that fit was given.
@@ -220,23 +258,17 @@ class ShiftEstimator(ModelEstimator):
             raise ValueError(f"calibrate_batches needs at least 20 cells, got {len(dataset.bf)}")
         return self._adopt(model)
 
-    @property
-    def _adapted(self) -> bool:
-        done = self.__dict__.get("adaptation_")
-        assert self._model is not None
-        return self._model.adaptation is not None or (done is not None and done.adapted)
-
     def _reader(self) -> Reader:
         from skbegan.shift.observing import Reader
 
         assert self._model is not None
         return Reader(self._model, self.device, Config.of(self.get_params(deep=False)).runtime.precision)
 
-    def _new_batch(self, X_bf: Any, what: str) -> tuple[np.ndarray, Calibration]:
+    def _new_batch(self, X_bf: Any, what: str, name: str = "X_bf_new") -> tuple[np.ndarray, Calibration]:
         """Return some of the images of a new batch, checked, and the calibration."""
         check_is_fitted(self)
         assert self._model is not None
-        bf = checks.check_images(X_bf, "X_bf_new", self.image_shape_)
+        bf = checks.check_images(X_bf, name, self.image_shape_)
         if len(bf) < MIN_CELLS:
             raise ValueError(f"{what} needs at least {MIN_CELLS} cells of the new batch, got {len(bf)}")
         if self._model.calibration is None:

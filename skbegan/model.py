@@ -57,8 +57,6 @@ class FittedModel:
         What each batch does to target images, where stage 2 has freed the predicted ones of it.
     calibration : Calibration or None
         What the model knows of batches, see :mod:`skbegan.shift.calibration`.
-    adaptation : dict of str to ndarray or None
-        State of the :class:`~skbegan.core.input_map.InputMap` of a model that was adapted to a new batch.
     """
 
     weights: Weights
@@ -76,7 +74,6 @@ class FittedModel:
     batch_columns: dict[str, np.ndarray] | None = None
     styles: TargetStyles | None = None
     calibration: Calibration | None = None
-    adaptation: Weights | None = None
 
     @property
     def base_width(self) -> int:
@@ -321,7 +318,7 @@ class FittedModel:
         from skbegan.core.standalone import StandaloneModel
 
         with undisturbed():
-            return StandaloneModel(self.weights, self.bf_scaling, self.target_scaling, self._per_image, self.adaptation)
+            return StandaloneModel(self.weights, self.bf_scaling, self.target_scaling, self._per_image)
 
     def _ready(
         self, bf: np.ndarray, device: str, precision: str, folded: bool
@@ -339,12 +336,7 @@ class FittedModel:
             generator = generator_of(self.weights, where, dtype)
             cached = made_for, fold(generator, dtype) if folded else generator
             object.__setattr__(self, "_generator", cached)  # no field: not pickled, not copied
-        adaptation = None
-        if self.adaptation is not None:
-            from skbegan.core.input_map import input_map_of
-
-            adaptation = input_map_of(self.adaptation, where, dtype)
-        return cached[1], ImageSource(bf, self.bf_scaling, where, dtype, self._per_image, adaptation), dtype
+        return cached[1], ImageSource(bf, self.bf_scaling, where, dtype, self._per_image), dtype
 
     def __getstate__(self) -> dict[str, Any]:
         # The generator is built again from the weights where it is used, on the device of there.

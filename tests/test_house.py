@@ -116,7 +116,6 @@ def test_within_the_core_imports_run_one_way():
         "descriptors",
         "outputs",
         "networks",
-        "input_map",
         "content",
         "averaging",
         "erasure",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import numpy as np
@@ -72,20 +73,20 @@ def test_calibrating_afterwards_gives_what_fit_gave(est, data, new):
     assert later.calibrate_batches(*data).check_batch(new).to_dict() == est.check_batch(new).to_dict()
 
 
-def test_by_default_the_model_is_left_as_it_is(est, new):
+def test_without_a_word_on_the_types_the_model_is_left_as_it_is(est, new):
     adapted = est.adapt(new)
     assert not adapted.adaptation_.adapted
-    assert adapted.adaptation_.expected
+    assert "proportions" in adapted.adaptation_.reason
     assert np.array_equal(adapted.transform(new), est.transform(new))
 
 
-@pytest.mark.parametrize("method", ["style", "all statistics"])
-def test_an_adapted_model_is_another_and_is_kept_in_files(est, new, tmp_path, monkeypatch, method):
-    monkeypatch.setattr(adaptation, "MARGIN", -100.0)
-    monkeypatch.setattr(adaptation, "candidates", lambda *_: [method])
+@pytest.mark.parametrize("proportions", ["training", "estimated", {"type0": 3, "type1": 1}])
+def test_an_adapted_model_is_another_and_is_kept_in_files(est, new, tmp_path, proportions):
     before = est.transform(new)
-    adapted = est.adapt(new, apply=True)
-    assert adapted.adaptation_.method == method
+    adapted = est.adapt(new, proportions=proportions)
+    done = adapted.adaptation_
+    assert done.adapted and done.n_cells == len(new)
+    assert sum(done.proportions.values()) == pytest.approx(1)
     assert np.array_equal(est.transform(new), before)
     found = adapted.transform(new)
     assert not np.allclose(found, before)
@@ -95,20 +96,76 @@ def test_an_adapted_model_is_another_and_is_kept_in_files(est, new, tmp_path, mo
     loaded = skbegan.load(tmp_path / "model.safetensors")
     assert np.array_equal(loaded.transform(new), found)
     assert loaded.check_batch(new).to_dict() == adapted.check_batch(new).to_dict()
-    if method == "style":
-        with pytest.raises(ValueError, match="adapted to a batch already"):
-            loaded.adapt(new)
+    with pytest.raises(ValueError, match="adapted to a batch already"):
+        loaded.adapt(new)
 
 
-def test_controls_go_by_their_type(est, cells, new):
-    controls = new[cells.cell_type[cells.batch == "batch3"] == "type0"]
-    adapted = est.adapt(new, controls=controls, cell_type="type0")
-    assert not adapted.adaptation_.adapted
-    assert adapted.adaptation_.n_cells == len(new)
-    with pytest.raises(ValueError, match="go together"):
-        est.adapt(new, controls=controls)
+def test_controls_go_by_their_types(est, cells, new):
+    types = cells.cell_type[cells.batch == "batch3"]
+    controls = new[types == "type0"]
+    one = est.adapt(new, controls, "type0").adaptation_
+    assert (one.method, one.n_cells) == ("controls", len(controls))
+    assert one.proportions == {"type0": 1, "type1": 0}
+    each = est.adapt(new, new[:20], types[:20]).adaptation_
+    assert each.proportions["type0"] == np.mean(types[:20] == "type0")
+    with pytest.raises(ValueError, match="controls go with their cell_type"):
+        est.adapt(new, controls)
+    with pytest.raises(ValueError, match="controls go with their cell_type"):
+        est.adapt(new, controls, "type0", proportions="training")
     with pytest.raises(ValueError, match="none of the types"):
-        est.adapt(new, controls=controls, cell_type="type9")
+        est.adapt(new, controls, "type9")
+    with pytest.raises(ValueError, match="2 labels for"):
+        est.adapt(new, controls, ["type0", "type1"])
+
+
+@pytest.mark.parametrize(
+    ("proportions", "message"),
+    [("half", "'training', 'estimated' or a dict"), ({"type9": 1}, "none of the types"), ({"type0": -1}, "0 or more")],
+)
+def test_proportions_are_checked(est, new, proportions, message):
+    with pytest.raises(ValueError, match=message):
+        est.adapt(new, proportions=proportions)
+
+
+def test_cells_like_those_of_training_change_little_whatever_their_types(est, data):
+    """What the mix of types explains is not taken for the instrument: a single type is the hardest case."""
+    reader, calibration = est._reader(), est._model.calibration
+    images = reader.source(data[0][data[3] == "type0"])
+    moved = {}
+    for name, shares in (("its own", [1.0, 0.0]), ("training's", calibration.type_shares)):
+        model = adaptation.adapted(reader, calibration, images, np.array(shares), 1.0)
+        names = [key for key in model.weights if key.endswith("running_mean")]
+        apart = [(model.weights[key] - est._model.weights[key]) ** 2 for key in names]
+        moved[name] = sum(values.sum() for values in apart)
+    assert moved["its own"] < 0.3 * moved["training's"]
+
+
+def test_cells_of_training_as_they_are_leave_the_statistics(est, data):
+    reader, calibration = est._reader(), est._model.calibration
+    mean, square = adaptation.norm_inputs(reader, reader.source(data[0]))
+    shares = np.array([np.mean(data[3] == name) for name in est.cell_types_])
+    same = dataclasses.replace(
+        calibration,
+        norm_mean=np.stack([mean[data[3] == name].mean(0) for name in est.cell_types_]),
+        norm_square=np.stack([square[data[3] == name].mean(0) for name in est.cell_types_]),
+    )
+    model = adaptation.adapted(reader, same, reader.source(data[0]), shares, 1.0)
+    for name, values in model.weights.items():
+        np.testing.assert_allclose(values, est._model.weights[name], rtol=1e-3, atol=1e-4, err_msg=name)
+
+
+def test_a_broken_batch_is_not_adapted_to(est, data):
+    known = data[0][data[2] == "batch0"]
+    adapted = est.adapt(2 * known.mean() - known, proportions="training")
+    assert not adapted.adaptation_.adapted
+    assert "refused" in adapted.adaptation_.reason
+
+
+def test_a_model_without_batchnorm_has_nothing_to_move(data, new):
+    est = BeGANTransformer(**{**PARAMETERS, "removal_epochs": 0}, norm="group", calibrate=True).fit(*data)
+    assert est.check_batch(new).n_cells == len(new)
+    with pytest.raises(ValueError, match="norm='group'"):
+        est.adapt(new, proportions="training")
 
 
 @pytest.mark.parametrize("method", ["check_batch", "adapt"])

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, nn
 
 from skbegan.core.inference import fold
-from skbegan.core.input_map import input_map_of
 from skbegan.core.networks import generator_of
 from skbegan.data.source import Scaling, by_itself
 
@@ -30,8 +29,6 @@ class StandaloneModel(nn.Module):
         Standardisation of brightfield and target.
     per_image : bool, default=False
         Whether each channel of each brightfield is then brought to mean 0 and standard deviation 1 by itself.
-    adaptation : mapping of str to ndarray, optional
-        Of a model that was adapted to a new batch.
     """
 
     mean: Tensor
@@ -46,12 +43,9 @@ class StandaloneModel(nn.Module):
         bf_scaling: Scaling,
         target_scaling: Scaling,
         per_image: bool = False,
-        adaptation: Mapping[str, np.ndarray] | None = None,
     ) -> None:
         super().__init__()
         self.per_image = per_image
-        device = torch.device("cpu")
-        self.adaptation = None if adaptation is None else input_map_of(adaptation, device, torch.float32)
         generator = fold(generator_of(dict(weights), torch.device("cpu"), torch.float32), torch.float32)
         # Exporters know one layout only.
         self.generator = generator.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
@@ -84,8 +78,6 @@ class StandaloneModel(nn.Module):
         else:
             x = (bf.to(torch.float64) - self.mean.to(torch.float64) - self.rest.to(torch.float64)).to(self.gain.dtype)
         x = x * self.gain
-        if self.adaptation is not None:
-            x = self.adaptation(x)
         # As `Generator.profile_of` and `Generator.image_of`, in one pass.
         image, content = self.generator(by_itself(x) if self.per_image else x)
         image = self.generator.erasure(image)

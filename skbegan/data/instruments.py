@@ -7,7 +7,6 @@ medical images: Billot et al., "SynthSeg", Medical Image Analysis 2023).
 
 from __future__ import annotations
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -47,7 +46,9 @@ def draw_instruments(n: int, spread: float, rng: torch.Generator) -> Tensor:
     """
     drawn = spread * torch.randn(n, 2 * KNOTS + 4, generator=rng)
     some = torch.rand(n, 6, generator=rng) < 0.6  # not all traits differ at once
-    of = {name: some[:, k].to(drawn.dtype) for k, name in enumerate(("shape", "blur", "zoom", "curve", "light", "noise"))}
+    of = {
+        name: some[:, k].to(drawn.dtype) for k, name in enumerate(("shape", "blur", "zoom", "curve", "light", "noise"))
+    }
     found = torch.empty(n, len(COLUMNS))
     found[:, ZOOM] = (0.08 * drawn[:, 0] * of["zoom"]).clamp(-0.22, 0.22).exp()
     shape = 0.22 * drawn[:, 1 : 1 + KNOTS].cumsum(1) * of["shape"][:, None]
@@ -148,5 +149,3 @@ class Instruments:
         along = torch.arange(side, device=images.device)
         rows, columns = (first[:, k, None] + along for k in range(2))
         return self._tile[:, rows[:, :, None], columns[:, None, :]].transpose(0, 1)
-
-

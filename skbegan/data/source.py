@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -84,8 +84,6 @@ class ImageSource:
     dtype : torch.dtype, default=torch.float32
     per_image : bool, default=False
         Whether each channel of each image is brought to mean 0 and standard deviation 1 by itself.
-    adaptation : callable, optional
-        What makes standardised images of a new batch like those of training, before `per_image`.
     """
 
     def __init__(
@@ -95,10 +93,8 @@ class ImageSource:
         device: torch.device,
         dtype: torch.dtype = torch.float32,
         per_image: bool = False,
-        adaptation: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
         self.per_image = per_image
-        self.adaptation = adaptation
         self.images = images
         self.n_channels = len(scaling.mean)
         self.device = device
@@ -181,8 +177,6 @@ class ImageSource:
             images = images.to(torch.int32).bitwise_and_(0xFFFF)
         # A channels-last array is a channels-last tensor: the permutation moves nothing.
         found = (images.to(self.dtype).permute(0, 3, 1, 2) - self._mean) * self._gain
-        if self.adaptation is not None:
-            found = self.adaptation(found)
         return by_itself(found) if self.per_image else found
 
 

@@ -2,9 +2,9 @@
 
 A file is a safetensors file. Its tensors are the state of the generator, with what makes profiles of its features
 (``profile.*``) and takes the batch from its images (``erasure.*``) where they were fitted, what its batches do to
-target images (``style.*``) where that was measured, what it knows of batches (``calibration.*``) and its adaptation to
-a new one (``adaptation.*``), if there are any. Its metadata has two entries: ``"skbegan"``, a JSON document, and
-``"digest"``, the SHA-256 of that document and of all tensors. The document holds
+target images (``style.*``) where that was measured, and what it knows of batches (``calibration.*``) where it does. Its
+metadata has two entries: ``"skbegan"``, a JSON document, and ``"digest"``, the SHA-256 of that document and of all
+tensors. The document holds
 
 ``format``      number of the format
 ``versions``    of skbegan, scikit-learn, torch and numpy that wrote the file
@@ -53,7 +53,7 @@ _SCALINGS = {
     "qpi_mean": "target_shape",
     "qpi_scale": "target_shape",
 }
-_BESIDE = ("calibration.", "adaptation.")  # beginnings of the names of tensors that are not of the generator
+_BESIDE = "calibration."  # beginning of the names of tensors that are not of the generator
 _MAY_BE_UNKNOWN = ("calibration.seen", "calibration.class_scale", "calibration.accuracy", "calibration.error")
 NOT_SAVED = ("memory", "checkpoint_dir", "callback")  # of this machine, or code
 
@@ -149,36 +149,29 @@ def save(est: BeGANTransformer, path: str | os.PathLike[str]) -> None:
 
 def _beside(model: FittedModel) -> dict[str, np.ndarray]:
     """Return the tensors that are not of the generator."""
-    parts = {"calibration.": model.calibration and model.calibration.as_arrays(), "adaptation.": model.adaptation}
-    return {f"{start}{name}": array for start, part in parts.items() for name, array in (part or {}).items()}
+    arrays = {} if model.calibration is None else model.calibration.as_arrays()
+    return {f"{_BESIDE}{name}": array for name, array in arrays.items()}
 
 
 def _read_beside(
     path: Path, tensors: Mapping[str, np.ndarray], fitted: Mapping[str, Any], weights: Mapping[str, np.ndarray]
-) -> tuple[Calibration | None, dict[str, np.ndarray] | None]:
-    """Return calibration and adaptation, checked."""
-    from skbegan.core.input_map import InputMap
+) -> Calibration | None:
+    """Return the calibration, checked."""
     from skbegan.shift.calibration import Calibration
 
+    if not tensors:
+        return None
     for name, values in tensors.items():
         whole = np.isfinite(values) | name.endswith(_MAY_BE_UNKNOWN)
         if values.dtype not in (np.float32, np.float64) or not np.all(whole):
             raise _refusal(path, f"tensor {name} should hold finite float32 or float64")
-    calibration, adaptation = (
-        {name.removeprefix(start): values for name, values in tensors.items() if name.startswith(start)} or None
-        for start in _BESIDE
-    )
-    n_channels, side = _n_channels(fitted["image_shape"]), fitted["image_shape"][0]
-    if adaptation is not None:
-        expected = {name: tuple(values.shape) for name, values in InputMap(n_channels, side).state_dict().items()}
-        if {name: values.shape for name, values in adaptation.items()} != expected:
-            raise _refusal(path, f"its adaptation should have tensors {expected}")
-    if calibration is None:
-        return None, adaptation
-    length = len(weights["profile.write"][0]) if "profile.write" in weights else fitted["n_features"]
+    image = (_n_channels(fitted["image_shape"]), *[fitted["image_shape"][0]] * 2)
     n_types = None if fitted["cell_types"] is None else len(fitted["cell_types"])
+    n_features = len(weights["profile.write"][0]) if "profile.write" in weights else fitted["n_features"]
+    n_norms = sum(len(values) for name, values in weights.items() if name.endswith(".running_mean"))
+    arrays = {name.removeprefix(_BESIDE): values for name, values in tensors.items()}
     try:
-        return Calibration.of_arrays(calibration, (n_channels, side, side), length, n_types), adaptation
+        return Calibration.of_arrays(arrays, image, n_features, n_types, n_norms)
     except ValueError as error:
         raise _refusal(path, f"its calibration cannot be used: {error}") from error
 
@@ -261,7 +254,6 @@ def load(path: str | os.PathLike[str]) -> BeGANTransformer:
     except safetensors.SafetensorError as error:
         raise _refusal(path, f"it is no safetensors file, or a damaged one ({error})") from error
     _check_weights(path, weights | styles)
-    calibration, adaptation = _read_beside(path, beside, fitted, weights)
     model = FittedModel(
         weights=weights,
         bf_scaling=Scaling(fitted["bf_mean"], fitted["bf_scale"]),
@@ -273,8 +265,7 @@ def load(path: str | os.PathLike[str]) -> BeGANTransformer:
         config=fitted["config"],
         **{name: fitted[name] for name in _OPTIONAL if name in fitted},
         styles=styles_of(styles),
-        calibration=calibration,
-        adaptation=adaptation,
+        calibration=_read_beside(path, beside, fitted, weights),
     )
     checks.warn_of_versions(document["versions"], versions(), str(path))
     return est._adopt(model)
@@ -429,7 +420,7 @@ def _weights(path: Path, file: Any, fitted: dict[str, Any]) -> dict[str, np.ndar
 
     from skbegan.core.networks import Generator, with_outputs
 
-    shapes = {name: file.get_slice(name).get_shape() for name in file.keys() if not name.startswith((STYLE, *_BESIDE))}
+    shapes = {name: file.get_slice(name).get_shape() for name in file.keys() if not name.startswith((STYLE, _BESIDE))}
     try:
         with torch.device("meta"):
             generator = Generator(

@@ -1,4 +1,9 @@
-"""Adapt a fitted model to a new batch from a few of its cells, where that can be expected to help."""
+"""Adapt a fitted model to a new batch: BatchNorm statistics follow its cells, as far as their types do not explain it.
+
+Statistics of a new batch differ from those of training for two reasons: the instrument, and another mix of cell types.
+Only the first is to be removed. So what each BatchNorm gets of the new cells is compared with what it got of training
+cells of the same types in the same shares, and the statistics are moved by the difference.
+"""
 
 from __future__ import annotations
 
@@ -7,17 +12,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from skbegan.core.engine import autocast
-from skbegan.core.input_map import REACH, InputMap
-from skbegan.core.networks import LEAK, generator_of, to_numpy
+from skbegan.core.engine import autocast, undisturbed
+from skbegan.core.inference import chunk_size
+from skbegan.core.networks import Generator, generator_of, to_numpy
 from skbegan.data.source import by_itself
-from skbegan.shift.checking import TRAITS
-from skbegan.shift.observing import Reader, statistics
-from skbegan.shift.statistics import BANDS, NAMES, band_edges
-from skbegan.data.instruments import zoom_matrices
+from skbegan.shift.checking import check
+from skbegan.shift.observing import Reader
 
 if TYPE_CHECKING:
     from skbegan.model import FittedModel
@@ -25,12 +27,10 @@ if TYPE_CHECKING:
 
 Array = np.ndarray
 
-SHRINK_STYLE = 20.0  # cells that what is known counts for when the style of a new batch is estimated
-SHRINK_STATISTICS = 50.0  # and when BatchNorm statistics are
-MARGIN = 0.15  # logit of the expected accuracy, at least gained on either half of the cells
-MARGIN_ERROR = 0.05  # logarithm of the expected image error, where no types are known
-MARGIN_CONTROLS = 0.1  # mean log-likelihood of the type of the controls
-MAX_GAIN = float(np.log(3.0))
+SHRINKAGE = 25.0  # cells that the training's statistics count for
+MAX_CELLS = 256  # that are adapted to: they pass through the networks at once
+EPSILON = 1e-6  # of a variance
+EM_STEPS = 50
 
 
 @dataclass(frozen=True)
@@ -39,127 +39,92 @@ class Adaptation:
 
     Attributes
     ----------
-    method : str
-        ``"none"`` where the model was left as it is.
+    method : {"none", "controls", "proportions", "estimated"}
+        What the mix of cell types was taken from; ``"none"`` where the model was left as it is.
     reason : str
     n_cells : int
-    expected : dict of str to float
-        Gain that was expected of each candidate, the smaller of those of two halves of the cells: of the logit of the
-        accuracy, of the log-likelihood of the controls' type, or, where no types are known, of minus the logarithm of
-        the image error.
+        That the model was adapted to.
+    weight : float
+        How far statistics were moved, from 0 to 1: wholly.
+    shares : tuple of float
+        Of the cell types, in the order of ``cell_types_``, that were supposed.
+    proportions : dict of label to float or None
+        The same by type; None where the model was left as it is, or knows no types.
     """
 
     method: str
     reason: str
     n_cells: int
-    expected: dict[str, float]
+    weight: float = 0.0
+    shares: tuple[float, ...] = ()
+    proportions: dict[object, float] | None = None
 
     @property
     def adapted(self) -> bool:
         return self.method != "none"
 
 
-def candidates(calibration: Calibration, per_cell: Array) -> list[str]:
-    """Return the candidates that are worth trying on cells with these image statistics, (n, n_statistics)."""
-    tried = ["style", "first statistics", "all statistics", "style and all statistics"]
-    zoom = TRAITS.index("zoom")
-    change = (calibration.traits_of(per_cell.mean(0)) - calibration.traits_of(calibration.known.mean(0)))[zoom]
-    if abs(change) > 2 * np.hypot(calibration.trait_error[zoom], calibration.trait_known[zoom]):
-        tried += ["magnification", "magnification and style"]
-    return tried
+def _norms(generator: Generator) -> list[nn.BatchNorm2d]:
+    return [module for module in generator.modules() if isinstance(module, nn.BatchNorm2d)]
 
 
-def adapted_model(
-    reader: Reader, calibration: Calibration, images: Tensor, method: str, control: int | None
-) -> FittedModel:
-    """Return the model adapted by one of the candidates to standardised images (n, C, side, side).
+def norm_inputs(reader: Reader, images: Tensor) -> tuple[Array, Array]:
+    """Return mean and mean square over the pixels of what each BatchNorm gets of each cell, both (n, n_channels).
 
-    Parameters
-    ----------
-    reader : Reader
-    calibration : Calibration
-    images : Tensor
-    method : str
-        See :func:`candidates`.
-    control : int or None
-        Code of the type that all cells are of.
+    `images` are standardised brightfields (n, C, side, side).
     """
-    model, made = reader.model, InputMap(*images.shape[1:3])
-    if "magnification" in method:
-        look = statistics(images, calibration.typical).mean(0)
-        change = calibration.traits_of(look) - calibration.traits_of(calibration.known.mean(0))
-        factor = float(np.exp(-change[TRAITS.index("zoom")]))
-        made.zoom.copy_(zoom_matrix(images.shape[-1], factor))
-    if "style" in method:
-        _restyle(made, calibration, made.to(images)(images), control)
-    if "style" in method or "magnification" in method:
-        state = {name: values.cpu().numpy() for name, values in made.float().state_dict().items()}
-        model = replace(model, adaptation=state)
-    if "statistics" in method:
-        model = _with_statistics(reader, model, made.to(images)(images), 2 if "first" in method else None)
-    return model
+    with undisturbed(), torch.no_grad():
+        generator, dtype, per_image = _generator(reader)
+        found: list[tuple[Tensor, Tensor]] = []
+
+        def note(_: nn.Module, inputs: tuple[Tensor]) -> None:
+            x = inputs[0].float()
+            found.append((x.mean((2, 3)), x.square().mean((2, 3))))
+
+        hooks = [norm.register_forward_pre_hook(note) for norm in _norms(generator)]
+        parts = []
+        try:
+            for part in images.split(chunk_size(generator.side)):
+                found.clear()
+                with autocast(part.device, dtype):
+                    generator((by_itself(part) if per_image else part).to(dtype))
+                sides = zip(*found, strict=True) if found else ((), ())
+                parts.append([torch.cat([part.new_zeros(len(part), 0).float(), *values], 1) for values in sides])
+        finally:
+            for hook in hooks:
+                hook.remove()
+    first, second = (torch.cat(values).cpu().numpy().astype(np.float64) for values in zip(*parts, strict=True))
+    return first, second
 
 
-def _restyle(made: InputMap, calibration: Calibration, images: Tensor, control: int | None) -> None:
-    """Set filter and offset so that mean image and spectrum come near to the mean of the known batches."""
-    known = calibration.known.mean(0) if control is None else calibration.type_statistics[control]
-    look = statistics(images, calibration.typical).mean(0)
-    weight = len(images) / (len(images) + SHRINK_STYLE)
-    side = images.shape[-1]
-    x, y = grid(side, images)
-    edges = np.array([0.0, *band_edges(side)])
-    middles = np.sqrt(np.maximum(edges[:-1], 0.5 / side) * edges[1:])
-    frequency = radial_frequency(side, images).cpu().numpy()
-    for channel in range(images.shape[1]):
-        part = slice(channel * len(NAMES), (channel + 1) * len(NAMES))
-        new, old = (dict(zip(NAMES, values[part], strict=True)) for values in (look, known))
-        gains = [weight * np.clip(old[f"band_{k}"] - new[f"band_{k}"], -MAX_GAIN, MAX_GAIN) for k in range(BANDS)]
-        transfer = torch.from_numpy(np.exp(np.interp(frequency, middles, gains)))
-        kernel = torch.fft.fftshift(torch.fft.irfft2(transfer, s=(side, side)))
-        middle = side // 2
-        kernel = kernel[middle - REACH : middle + REACH + 1, middle - REACH : middle + REACH + 1]
-        made.kernel[channel, 0] = kernel.to(made.kernel)
-        total = float(kernel.sum())
-        shapes = {"tilt_x": x, "tilt_y": y, "bow": x**2 + y**2}
-        offset = torch.full_like(x, new["mean"] + weight * (old["mean"] - new["mean"]) - total * new["mean"])
-        for name, shape in shapes.items():
-            offset += weight * (old[name] - new[name]) * (shape - shape.mean())
-        made.offset[channel] = offset
+def _generator(reader: Reader) -> tuple[Generator, torch.dtype, bool]:
+    """Return a generator of its own, which may be changed, with its dtype and whether images are scaled one by one."""
+    none = np.empty((0, *reader.model.image_shape), np.float32)
+    _, source, dtype = reader.model._ready(none, reader.device, reader.precision, folded=True)
+    return generator_of(reader.model.weights, source.device, dtype).eval(), dtype, source.per_image
 
 
-def _with_statistics(reader: Reader, model: FittedModel, images: Tensor, levels: int | None) -> FittedModel:
-    """Return the model with BatchNorm statistics of the encoder, or its first levels, moved towards those of images."""
-    _, source, dtype = reader.model._ready(
-        np.empty((0, *model.image_shape), np.float32), reader.device, reader.precision, folded=True
-    )
-    generator = generator_of(model.weights, source.device, dtype).eval()  # of its own: it is changed
-    weight = len(images) / (len(images) + SHRINK_STATISTICS)
-    x, count = by_itself(images) if source.per_image else images, 0
-    with autocast(x.device, dtype):
-        for level in generator.encoder:
-            x = level.conv(x)  # type: ignore[operator]
-            if isinstance(level.norm, nn.BatchNorm2d):
-                count += 1
-                if levels is None or count <= levels:
-                    found = x.float()
-                    mean, var = found.mean((0, 2, 3)), found.var((0, 2, 3))
-                    old_mean, old_var = level.norm.running_mean, level.norm.running_var
-                    assert old_mean is not None and old_var is not None
-                    level.norm.running_var = (old_var * (var / old_var).pow(weight)).to(old_var)
-                    level.norm.running_mean = (old_mean + weight * (mean - old_mean)).to(old_mean)
-            x = F.leaky_relu(level.norm(x), LEAK)  # type: ignore[operator]
-    return replace(model, weights=to_numpy(generator))
+def estimated_shares(calibration: Calibration, profiles: Array) -> Array:
+    """Estimate the shares of the types among cells with these profiles.
+
+    Maximum likelihood from the classifier's probabilities (Saerens, Latinne and Decaestecker, Neural Computation 2002),
+    with one cell of each type's share in training added for each type.
+    """
+    classifier = calibration.classifier
+    if classifier is None:
+        return np.ones(1)
+    usual = calibration.type_shares
+    ratio = classifier.probabilities(profiles) / np.maximum(usual, 1e-9)
+    shares = usual
+    for _ in range(EM_STEPS):
+        member = ratio * shares
+        member /= member.sum(1, keepdims=True)
+        shares = (member.sum(0) + len(usual) * usual) / (len(profiles) + len(usual))
+    return shares
 
 
-@torch.no_grad()
 def adapt(
-    reader: Reader,
-    calibration: Calibration,
-    bf: Array,
-    controls: Array | None,
-    control: int | None,
-    *,
-    apply: bool,
+    reader: Reader, calibration: Calibration, bf: Array, guide: Array, method: str, shares: Array | None
 ) -> tuple[FittedModel, Adaptation]:
     """Return the adapted model, or the same one, and what was done.
 
@@ -169,54 +134,67 @@ def adapt(
     calibration : Calibration
     bf : ndarray of shape (n, ...)
         Cells of the new batch.
-    controls : ndarray of shape (n, ...) or None
-        Cells of the new batch that are known to be of one type.
-    control : int or None
-        Its code.
-    apply : bool
-        Whether a candidate may be taken.
+    guide : ndarray of shape (n, ...)
+        Those to adapt to.
+    method : str
+        See :class:`Adaptation`.
+    shares : ndarray of shape (n_types,) or None
+        Of the types among `guide`; None: to be estimated.
     """
-    images = reader.source(bf)
-    guide = images if controls is None else reader.source(controls)
-    per_cell = statistics(guide, calibration.typical)
-    order = np.random.default_rng(0).permutation(len(guide))
-    halves = [torch.from_numpy(np.sort(order[part::2])) for part in range(2)]
-    margin = MARGIN if calibration.classifier is not None else MARGIN_ERROR
-    margin = margin if control is None else MARGIN_CONTROLS
+    report = check(calibration, calibration.observe(reader, reader.source(bf)))
+    if report.refused:
+        return reader.model, Adaptation("none", f"left as it is: it is refused, {'; '.join(report.reasons)}", 0)
+    if method == "none":
+        return reader.model, Adaptation("none", "left as it is: give controls, or the proportions of the types", 0)
+    rows = np.linspace(0, len(guide) - 1, min(len(guide), MAX_CELLS)).round().astype(int)
+    images = reader.source(guide[rows])
+    if shares is None:
+        shares = estimated_shares(calibration, reader.read(images)[0])
+    weight = len(rows) / (len(rows) + SHRINKAGE)
+    reason = f"statistics of BatchNorm moved by {weight:.2f} of the difference, from {len(rows)} cells, types: {method}"
+    done = Adaptation(method, reason, len(rows), weight, tuple(shares.tolist()))
+    return adapted(reader, calibration, images, shares, weight), done
 
-    def value(model: FittedModel, cells: Tensor) -> float:
-        """Return what is to become greater, of cells that were not adapted to."""
-        judge = replace(reader, model=model)
-        if model.adaptation is not None:
-            from skbegan.core.input_map import input_map_of
 
-            cells = input_map_of(model.adaptation, cells.device, cells.dtype)(cells)
-        if control is not None:
-            assert calibration.classifier is not None
-            chance = calibration.classifier.probabilities(judge.read(cells)[0])[:, control]
-            return float(np.log(chance + 1e-3).mean())
-        signals = calibration.observe(judge, cells).signals.mean(0)
-        if calibration.classifier is not None:
-            return calibration.expected("accuracy", signals)
-        return -calibration.expected("error", signals)
+def adapted(reader: Reader, calibration: Calibration, images: Tensor, shares: Array, weight: float) -> FittedModel:
+    """Return the model with BatchNorm statistics moved by what the types of the new cells do not explain.
 
-    before = [value(reader.model, guide[half]) for half in halves]
-    gains = {}
-    for method in candidates(calibration, per_cell):
-        gained = []
-        for one, other in ((0, 1), (1, 0)):
-            model = adapted_model(reader, calibration, guide[halves[one]], method, control)
-            gained.append(value(model, guide[halves[other]]) - before[other])
-        gains[method] = min(gained)
-    best = max(gains, key=lambda name: gains[name])
-    if not gains[best] > margin:
-        reason = (
-            f"left as it is: of {len(gains)} candidates the best, {best}, promised a gain of {gains[best]:.2f} on the "
-            f"half of the cells that it had not seen, less than {margin:g}"
-        )
-        return reader.model, Adaptation("none", reason, len(bf), gains)
-    if not apply:
-        reason = f"left as it is, as apply=False: {best} promised a gain of at least {gains[best]:.2f}"
-        return reader.model, Adaptation("none", reason, len(bf), gains)
-    reason = f"{best}: gain of at least {gains[best]:.2f} on either half of the cells"
-    return adapted_model(reader, calibration, guide, best, control), Adaptation(best, reason, len(bf), gains)
+    Parameters
+    ----------
+    reader : Reader
+    calibration : Calibration
+    images : Tensor of shape (n, C, side, side)
+        Standardised brightfields of the new batch, which pass through the networks at once.
+    shares : ndarray of shape (n_types,)
+        Of the cell types among them.
+    weight : float
+        Of 0 to 1.
+    """
+    mean = shares @ calibration.norm_mean
+    variance = (shares @ calibration.norm_square - mean**2).clip(EPSILON)
+    with undisturbed(), torch.no_grad():
+        generator, dtype, per_image = _generator(reader)
+        norms = _norms(generator)
+        ends = np.cumsum([norm.num_features for norm in norms])[:-1]
+        expected = zip(np.split(mean, ends), np.split(variance, ends), strict=True)
+
+        def move(old: tuple[Array, Array]) -> nn.Module:
+            def hook(norm: nn.BatchNorm2d, inputs: tuple[Tensor]) -> None:
+                x = inputs[0].float()
+                old_mean, old_variance = (torch.from_numpy(values).to(x) for values in old)
+                new_mean, new_variance = x.mean((0, 2, 3)), x.var((0, 2, 3), correction=0) + EPSILON
+                assert norm.running_mean is not None and norm.running_var is not None
+                norm.running_mean += (weight * (new_mean - old_mean)).to(norm.running_mean)
+                norm.running_var *= (new_variance / old_variance).pow(weight).to(norm.running_var)
+
+            return hook  # type: ignore[return-value]
+
+        # Each BatchNorm is moved before it is used: those after it see what they will see.
+        hooks = [norm.register_forward_pre_hook(move(old)) for norm, old in zip(norms, expected, strict=True)]
+        with autocast(images.device, dtype):
+            generator((by_itself(images) if per_image else images).to(dtype))
+        for hook in hooks:
+            hook.remove()
+        nothing = np.empty((len(calibration.norm_mean), 0))
+        kept = replace(calibration, norm_mean=nothing, norm_square=nothing)
+        return replace(reader.model, weights=to_numpy(generator), calibration=kept)

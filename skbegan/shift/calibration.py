@@ -2,9 +2,9 @@
 
 Held-out cells are shown to the model in many styles: mixtures of the differences between the known batches, drawn wider
 than these, with other gain, offset, illumination, focus, noise and magnification on top. Their cell types are known, so
-that a regression can learn how signals that need no types go with the share of right types (confidence, after Guillory
-et al., ICCV 2021; agreement of two views, after Jiang et al., ICLR 2022) and with the error of the predicted images
-(the difference of those from two views).
+that a regression can learn how the share of right types falls with the offset of the mean profile (a distance of
+features, after Deng and Zheng, CVPR 2021) and how the error of the predicted images rises with the difference of those
+from two views.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import torch
 
 from skbegan.data.cells import Cells, Split
 from skbegan.data.style import BatchStyles
+from skbegan.shift.adaptation import norm_inputs
 from skbegan.shift.checking import FAULTS, TRAITS
 from skbegan.shift.observing import Observed, Reader, TypeClassifier, observe, statistics
 from skbegan.shift.statistics import NAMES
@@ -50,8 +51,13 @@ class Calibration:
     ----------
     typical : ndarray of shape (C, side, side)
         Mean standardised brightfield of training cells.
-    type_statistics : ndarray of shape (n_types, n_statistics)
-        Mean image statistics of each cell type.
+    type_shares : ndarray of shape (n_types,)
+        Of the training cells.
+    type_profiles : ndarray of shape (n_types, d)
+        Mean scaled profile of each cell type; without columns where no types are known.
+    norm_mean, norm_square : ndarray of shape (n_types, n_channels)
+        Mean and mean square of what each BatchNorm of the generator gets of cells of each type; without columns in a
+        model that was adapted.
     known : ndarray of shape (n_batches, n_statistics)
         Mean image statistics of each known batch.
     looks : ndarray of shape (n_looks, n_statistics)
@@ -66,9 +72,10 @@ class Calibration:
         Distance, and logits of the suspicions, beyond which a batch is refused.
     traits, trait_error, trait_known : ndarray of shape (n_statistics + 1, n_traits), (n_traits,), (n_traits,)
         Regression of the traits of a style on the statistics, its error, and the spread of known batches.
-    accuracy, error : ndarray of shape (3, 1 + n_inputs)
-        Regressions of the logit of the accuracy and of the logarithm of the image error on the signals, through what
-        was found of cells as they are: that value and coefficients, centre, scale. Empty where no types are known.
+    accuracy, error : ndarray of shape (4,)
+        Regressions of the logit of the accuracy on the offset of the profile, and of the logarithm of the image error
+        on the difference of the images, through what was found of cells as they are: that value, slope, centre, scale.
+        Empty where no types are known.
     accuracy_residuals, error_residuals : ndarray
         Of styles that a regression was not fitted on, sorted.
     seen : ndarray of shape (2,)
@@ -79,7 +86,10 @@ class Calibration:
     """
 
     typical: Array
-    type_statistics: Array
+    type_shares: Array
+    type_profiles: Array
+    norm_mean: Array
+    norm_square: Array
     known: Array
     looks: Array
     centre: Array
@@ -109,9 +119,14 @@ class Calibration:
 
     @classmethod
     def of_arrays(
-        cls, arrays: Mapping[str, Array], image: tuple[int, int, int], n_features: int, n_types: int | None
+        cls,
+        arrays: Mapping[str, Array],
+        image: tuple[int, int, int],
+        n_features: int,
+        n_types: int | None,
+        n_norms: int,
     ) -> Calibration:
-        """Return what :meth:`as_arrays` gave of a model with such images, profiles and types.
+        """Return what :meth:`as_arrays` gave of a model with such images, profiles, types and channels of BatchNorm.
 
         Raises
         ------
@@ -127,12 +142,14 @@ class Calibration:
         if known and known != n_types:
             raise ValueError(f"it knows {known} cell types, the model {n_types}")
         d = n_features if known else 0
+        channels = n_norms if arrays["norm_mean"].size else 0
         shapes: dict[str, tuple[int, ...]] = {
-            "typical": image, "type_statistics": (rows["type_statistics"], s), "known": (rows["known"], s),
+            "typical": image, "type_shares": (n_types or 1,), "type_profiles": (n_types or 1, d),
+            "norm_mean": (n_types or 1, channels), "norm_square": (n_types or 1, channels), "known": (rows["known"], s),
             "looks": (rows["looks"], s), "centre": (s,), "whitening": (s, s), "distances": (rows["distances"],),
             "suspicion": (len(FAULTS), 1 + 2 * s), "limits": (1 + len(FAULTS),),
             "traits": (s + 1, t), "trait_error": (t,), "trait_known": (t,),
-            "accuracy": (3, 3) if known else (0,), "error": (3, 2),
+            "accuracy": (4 if known else 0,), "error": (4,),
             "accuracy_residuals": (rows["accuracy_residuals"],), "error_residuals": (rows["error_residuals"],),
             "seen": (2,), "n_held_out": (1,), "class_centre": (d,), "class_scale": (d,), "class_coef": (known, d),
             "class_intercept": (known,),
@@ -148,6 +165,18 @@ class Calibration:
     def observe(self, reader: Reader, images: torch.Tensor) -> Observed:
         """Observe cells, given as standardised images (n, C, side, side)."""
         return observe(reader, images, self.typical, self.classifier)
+
+    def offset(self, found: Observed) -> float:
+        """Return how far the mean profile of cells is from that of training cells of the same types, as classified.
+
+        Root mean square over the features, in standard deviations of the training cells.
+        """
+        classifier = self.classifier
+        if classifier is None:
+            return 0.0
+        shares = classifier.probabilities(found.profiles).mean(0)
+        apart = classifier.scaled(found.profiles).mean(0) - shares @ self.type_profiles
+        return float(np.sqrt(np.mean(apart**2)))
 
     def distance(self, look: Array) -> float:
         """Return how far mean statistics (n_statistics,) lie from plausible ones, 1 being usual."""
@@ -167,9 +196,13 @@ class Calibration:
         found: Array = np.append((look - self.centre) / self._scale, 1.0) @ self.traits
         return found
 
-    def expected(self, which: str, signals: Array) -> float:
-        """Return the expected logit of the accuracy, or logarithm of the image error, for mean signals of cells."""
-        return float(_predict(getattr(self, which), _inputs(which, signals)))
+    def signal(self, which: str, found: Observed) -> float:
+        """Return what the expected accuracy, or the expected image error, is read from."""
+        return self.offset(found) if which == "accuracy" else float(found.differ.mean())
+
+    def expected(self, which: str, found: Observed) -> float:
+        """Return the expected logit of the accuracy, or logarithm of the image error, of cells."""
+        return float(_predict(getattr(self, which), np.asarray(self.signal(which, found))))
 
 
 def _dtype_of(name: str) -> type:
@@ -229,12 +262,7 @@ def calibrate(
     known = np.stack([looks_of_training[codes == code].mean(0) for code in np.unique(codes)])
     broken = looks.broken()
     found: dict[str, Any] = {"typical": typical, "known": known, "looks": plausible}
-    found["type_statistics"] = np.stack(
-        [
-            looks_of_training[types == code].mean(0) if (types == code).any() else looks_of_training.mean(0)
-            for code in range(design.n_cell_types)
-        ]
-    )
+    found |= _of_types(reader, sample.source, types, classifier, design.n_cell_types)
     found |= _distances(plausible, known, broken)
     found |= _traits(plausible, theta, known, found["centre"])
     empty = np.zeros(0)
@@ -246,6 +274,24 @@ def calibrate(
     found["n_held_out"] = np.array([float(len(held_out))])
     made = Calibration(**blank, **found, seen=np.zeros(2))
     return replace(made, **_regressions(made, reader, test, styles, rng, noise))
+
+
+def _of_types(
+    reader: Reader, images: torch.Tensor, types: Array, classifier: TypeClassifier | None, n_types: int
+) -> dict[str, Array]:
+    """Return shares of the types, and means by type; of types without a cell those of all."""
+    member = (types[:, None] == np.arange(n_types)).astype(np.float64)
+    shares = member.mean(0)
+    member[:, shares == 0] = 1.0
+    member /= member.sum(0)
+    mean, square = norm_inputs(reader, images)
+    profiles = np.zeros((len(types), 0)) if classifier is None else classifier.scaled(reader.read(images)[0])
+    return {
+        "type_shares": shares,
+        "type_profiles": member.T @ profiles,
+        "norm_mean": member.T @ mean,
+        "norm_square": member.T @ square,
+    }
 
 
 class _Looks:
@@ -363,7 +409,7 @@ def _regressions(
     noise: torch.Generator,
 ) -> dict[str, Array]:
     """Show held-out cells in styles of rising severity, and return the regressions and what was seen without any."""
-    found: dict[str, list[Array]] = {"accuracy": [], "error": []}
+    found: dict[str, list[float]] = {"accuracy": [], "error": []}
     right, wrong = [], []
     scale = reader.model.target_scaling.scale.astype(np.float64)
     for index in range(N_STYLES):
@@ -375,7 +421,7 @@ def _regressions(
             images = draw_plausible(noise, severity)(images, noise)
         observed = made.observe(reader, images)
         for which, inputs in found.items():
-            inputs.append(_inputs(which, observed.signals.mean(0)))
+            inputs.append(made.signal(which, observed))
         right.append((observed.predicted_type == cells.cell_type.cpu().numpy()).mean())
         truth = styles.canonical_target(cells).cpu().numpy()
         wrong.append((np.abs(observed.images - truth) * scale[:, None, None]).mean())
@@ -387,35 +433,35 @@ def _regressions(
         shares = np.array(right).clip(0.02, 0.98)
         wanted["accuracy"] = np.log(shares / (1 - shares))
     for which, values in wanted.items():
-        result[which], result[f"{which}_residuals"] = _regress(np.stack(found[which]), values)
+        sign = -1.0 if which == "accuracy" else 1.0
+        result[which], result[f"{which}_residuals"] = _regress(np.array(found[which]), values, sign)
     return result
 
 
-def _regress(inputs: Array, wanted: Array) -> tuple[Array, Array]:
-    """Return a ridge regression through the mean of the first styles, and residuals of styles left out, sorted."""
+def _regress(signal: Array, wanted: Array, sign: float) -> tuple[Array, Array]:
+    """Return a ridge regression through the mean of the first styles, and residuals of styles left out, sorted.
+
+    Its slope has the sign given, or is 0.
+    """
     residuals, fold = np.empty(len(wanted)), np.arange(len(wanted)) % 5
     kept = np.arange(len(wanted)) < AS_THEY_ARE
     for part in range(5):
         out = (fold == part) & ~kept
-        residuals[out] = wanted[out] - _predict(_ridge(inputs[~out], wanted[~out]), inputs[out])
-    return _ridge(inputs, wanted), np.sort(residuals[~kept])
+        residuals[out] = wanted[out] - _predict(_ridge(signal[~out], wanted[~out], sign), signal[out])
+    return _ridge(signal, wanted, sign), np.sort(residuals[~kept])
 
 
-def _inputs(which: str, signals: Array) -> Array:
-    return signals[:2] if which == "accuracy" else signals[2:]
+def _ridge(signal: Array, wanted: Array, sign: float) -> Array:
+    start, level = signal[:AS_THEY_ARE].mean(), wanted[:AS_THEY_ARE].mean()
+    x, y = signal[AS_THEY_ARE:] - start, wanted[AS_THEY_ARE:] - level
+    scale = np.sqrt((x**2).mean())
+    if not scale > 1e-9:
+        return np.array([level, 0.0, start, 1.0])
+    slope = x @ y / scale / (x @ x / scale**2 + RIDGE)
+    return np.array([level, slope if sign * slope > 0 else 0.0, start, scale])
 
 
-def _ridge(inputs: Array, wanted: Array) -> Array:
-    start, level = inputs[:AS_THEY_ARE].mean(0), wanted[:AS_THEY_ARE].mean()
-    x, y = inputs[AS_THEY_ARE:] - start, wanted[AS_THEY_ARE:] - level
-    scale = np.sqrt((x**2).mean(0))
-    scale = np.where(scale > 1e-9, scale, np.inf)
-    x = x / scale
-    coef = np.linalg.solve(x.T @ x + RIDGE * np.eye(x.shape[1]), x.T @ y)
-    return np.stack([np.append(level, coef), np.append(0.0, start), np.append(1.0, scale)])
-
-
-def _predict(regression: Array, inputs: Array) -> Array:
-    coef, centre, scale = regression
-    found: Array = ((inputs - centre[1:]) / scale[1:]).clip(-4, 4) @ coef[1:] + coef[0]
+def _predict(regression: Array, signal: Array) -> Array:
+    level, slope, start, scale = regression
+    found: Array = ((signal - start) / scale).clip(-4, 4) * slope + level
     return found

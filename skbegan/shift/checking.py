@@ -131,7 +131,7 @@ class BatchCheck:
 
 def check(calibration: Calibration, found: Observed) -> BatchCheck:
     """Return what is said of observed cells."""
-    look, signals, n = found.statistics.mean(0), found.signals.mean(0), len(found.signals)
+    look, n = found.statistics.mean(0), len(found.statistics)
     distance = calibration.distance(look)
     beyond = len(calibration.distances) - np.searchsorted(calibration.distances, distance)
     p_value = float((1 + beyond) / (1 + len(calibration.distances)))
@@ -142,13 +142,13 @@ def check(calibration: Calibration, found: Observed) -> BatchCheck:
         reasons.append(f"its images look broken ({fault})")
     accuracy = interval = seen = None
     if calibration.classifier is not None:
-        middle = calibration.expected("accuracy", signals)
+        middle = calibration.expected("accuracy", found)
         seen = float(calibration.seen[0])
         spread = _spread(calibration.accuracy_residuals, seen, float(calibration.n_held_out[0]))
         spread = math.hypot(spread, _sampling(_expit(middle), n))
         accuracy = _expit(middle)
         interval = _expit(middle - Z90 * spread), _expit(middle + Z90 * spread)
-    error = calibration.expected("error", signals)
+    error = calibration.expected("error", found)
     width = Z90 * float(np.sqrt(np.mean(calibration.error_residuals**2)))
     return BatchCheck(
         n_cells=n,

@@ -37,12 +37,11 @@ class Reader:
     def source(self, bf: Array, rows: Array | None = None) -> Tensor:
         """Return standardised images (n, C, side, side) of brightfields, or of some of them, on the device.
 
-        Of an adapted model they are adapted already; not yet brought to one scale each by itself.
+        Not yet brought to one scale each by itself.
         """
         _, source, _ = self.model._ready(bf, self.device, self.precision, folded=True)
         plain = ImageSource(bf, self.model.bf_scaling, source.device, source.dtype)
-        images = plain.take(np.arange(len(bf)) if rows is None else rows)
-        return images if source.adaptation is None else source.adaptation(images)
+        return plain.take(np.arange(len(bf)) if rows is None else rows)
 
     @torch.no_grad()
     def read(self, images: Tensor) -> tuple[Array, Array]:
@@ -130,8 +129,8 @@ class Observed:
     ----------
     statistics : ndarray of shape (n, n_statistics)
     predicted_type : ndarray of int, shape (n,)
-    signals : ndarray of shape (n, n_signals)
-        Whose means over cells go with the accuracy and with the error of images, see `SIGNALS`.
+    differ : ndarray of shape (n,)
+        Logarithm of the difference between the images predicted from two views of a cell.
     images : ndarray of shape (n, C, side, side)
         Predicted, standardised.
     profiles : ndarray of shape (n, d)
@@ -139,14 +138,9 @@ class Observed:
 
     statistics: Array
     predicted_type: Array
-    signals: Array
+    differ: Array
     images: Array
     profiles: Array
-
-
-#: Confidence of the type; whether two views of a cell agree in it; logarithm of the difference between the images
-#: predicted from the two views.
-SIGNALS = ("confidence", "views_agree", "images_differ")
 
 
 def observe(reader: Reader, images: Tensor, typical: Array, classifier: TypeClassifier | None) -> Observed:
@@ -162,15 +156,9 @@ def observe(reader: Reader, images: Tensor, typical: Array, classifier: TypeClas
         None where no types are known.
     """
     profiles, predicted = reader.read(images)
-    turned, other = reader.read(images.transpose(2, 3).contiguous())
-    differ = np.abs(predicted - other.swapaxes(2, 3)).mean((1, 2, 3))
-    n = len(profiles)
-    signals = np.zeros((n, len(SIGNALS)))
-    signals[:, 2] = np.log(differ + 1e-6)
-    chosen = np.zeros(n, dtype=int)
+    _, other = reader.read(images.transpose(2, 3).contiguous())
+    differ = np.log(np.abs(predicted - other.swapaxes(2, 3)).mean((1, 2, 3)) + 1e-6)
+    chosen = np.zeros(len(profiles), dtype=int)
     if classifier is not None:
-        first, second = classifier.probabilities(profiles), classifier.probabilities(turned)
-        chosen = first.argmax(1)
-        signals[:, 0] = first.max(1)
-        signals[:, 1] = chosen == second.argmax(1)
-    return Observed(statistics(images, typical), chosen, signals, predicted, profiles)
+        chosen = classifier.probabilities(profiles).argmax(1)
+    return Observed(statistics(images, typical), chosen, differ, predicted, profiles)

@@ -11,7 +11,6 @@ from torch import Tensor
 from skbegan.data.instruments import (
     BOW,
     GAIN,
-    KNOTS,
     NOISE,
     OFFSET,
     RADIAL,
@@ -73,8 +72,6 @@ def with_columns(instrument: Tensor, **values: float) -> Tensor:
     for name, value in values.items():
         changed[:, places[name]] = value
     return changed
-
-
 
 
 def draw_plausible(rng: torch.Generator, severity: float) -> Style:
