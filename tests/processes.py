@@ -43,7 +43,9 @@ EVERYTHING: dict[str, Any] = TINY | {
     "learning_rate": 2e-4,
     "adversarial_weight": 0.1,
     "batch_image_weight": 1.0,
-    "removal": OnlineRemoval(learning_rate=2e-4, warmup_epochs=1, target_style="transferred", adversary_steps=2),
+    "removal": OnlineRemoval(
+        learning_rate=2e-4, warmup_epochs=1, target_style="transferred", adversary_steps=2, instrument_share=0.5
+    ),
 }
 AS_PUBLISHED: dict[str, Any] = PUBLISHED | TINY | {"removal": PUBLISHED["removal"], "augment": True}
 STAGE_1: dict[str, Any] = TINY | {"removal_epochs": 0, "precision": "float32"}

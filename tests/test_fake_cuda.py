@@ -41,7 +41,9 @@ PLANS: dict[str, dict[str, Any]] = {
     "pretraining": {},
     "online": {"removal": OnlineRemoval(warmup_epochs=1)},
     "online without styles": {"removal": OnlineRemoval(warmup_epochs=1, **WITHOUT_STYLES)},
-    "online with unknown types": {"removal": OnlineRemoval(warmup_epochs=1, adversary_steps=2, n_adversaries=3)},
+    "online with unknown types": {
+        "removal": OnlineRemoval(warmup_epochs=1, adversary_steps=2, n_adversaries=3, instrument_share=0.5)
+    },
     "published": PUBLISHED,
 }
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
