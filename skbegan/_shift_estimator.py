@@ -45,8 +45,9 @@ class ShiftEstimator(ModelEstimator):
         -------
         report : BatchCheck
             Distance of the images from those of plausible batches, with its p-value; what differs, in words; the
-            expected share of right cell types and the expected error of predicted images, with 90 % intervals.
-            ``report.refused`` tells whether the batch should not be used, ``report.reasons`` why, and
+            expected share of right cell types, ``report.expected_accuracy``, and the expected error of predicted
+            images, ``report.expected_image_error``, with 90 % intervals. ``report.known`` tells whether it is like the
+            known batches, ``report.refused`` whether it should not be used, ``report.reasons`` why, and
             ``report.to_dict()`` gives all of it as plain data.
 
         Raises
@@ -76,7 +77,7 @@ class ShiftEstimator(ModelEstimator):
         >>> began = began.set_params(calibrate=True)
         >>> data = cells.bf, cells.qpi, cells.batch, cells.cell_type
         >>> report = began.fit(*(values[known] for values in data)).check_batch(cells.bf[~known])
-        >>> report.n_cells, 0 <= report.accuracy <= 1
+        >>> report.n_cells, 0 <= report.expected_accuracy <= 1
         (67, True)
         """
         bf, calibration = self._new_batch(X_bf_new, "check_batch")

@@ -26,8 +26,8 @@ def test_each_day_is_left_out_and_drawn(
     rows = example.main(tmp_path)
     assert [row["day"] for row in rows] == ["batch0", "batch1", "batch2"]
     for row in rows:
-        low, high = row["report"].accuracy_interval
-        assert 0 <= low <= row["report"].accuracy <= high <= 1 and 0 <= row["found"] <= 1
+        low, high = row["report"].expected_accuracy_interval
+        assert 0 <= low <= row["report"].expected_accuracy <= high <= 1 and 0 <= row["found"] <= 1
         if row["method"] == "none":  # nothing was changed, so that nothing else can be found
             assert row["adapted"] == row["found"]
     assert (tmp_path / "new_day.png").stat().st_size > 10_000

@@ -46,11 +46,11 @@ def test_a_report_is_made_of_a_new_batch(est, new):
     assert np.array_equal(new, before)
     assert report.n_cells == len(new)
     assert 0 < report.p_value <= 1
-    low, high = report.accuracy_interval
-    assert 0 <= low <= report.accuracy <= high <= 1
-    low, high = report.image_error_interval
-    assert 0 < low <= report.image_error <= high
-    assert report.to_dict()["accuracy"] == report.accuracy
+    low, high = report.expected_accuracy_interval
+    assert 0 <= low <= report.expected_accuracy <= high <= 1
+    low, high = report.expected_image_error_interval
+    assert 0 < low <= report.expected_image_error <= high
+    assert report.to_dict()["expected_accuracy"] == report.expected_accuracy
     assert "right cell types" in repr(report)
     assert "right cell types" in report._repr_html_()
 
@@ -60,7 +60,7 @@ def test_inverted_contrast_is_farther_and_refused(est, data):
     middle = known.mean()
     with pytest.warns(UnusableBatchWarning, match="should not be used"):
         report = est.check_batch(2 * middle - known)
-    assert report.refused and report.reasons
+    assert report.refused and report.reasons and not report.known
     assert report.distance > est.check_batch(known).distance
 
 
@@ -183,4 +183,4 @@ def test_cells_of_unknown_type_are_left_out(data, new):
     types = data[3].astype(object)
     types[::5] = None
     est = BeGANTransformer(**PARAMETERS, calibrate=True, device="cpu").fit(*data[:3], types)
-    assert 0 <= est.check_batch(new).accuracy <= 1
+    assert 0 <= est.check_batch(new).expected_accuracy <= 1

@@ -132,7 +132,7 @@ def run(name: str, train: Cells, audit: Cells, left_out: list[Cells], args: Any)
             some = cells.take(rng.permutation(len(cells))[:N_NEW])
             report = model.check_batch(some.bf)
             accuracy = classifier.score(model.transform(cells.bf), cells.cell_type)
-            known = {"refused": report.refused, "expected": report.accuracy, "found": accuracy}
+            known = {"refused": report.refused, "expected": report.expected_accuracy, "found": accuracy}
             result["known"].append(known | {"broken": broken(model, some)})
     return result
 
@@ -195,10 +195,10 @@ def batch(model: BeGANTransformer, classifier: Any, train: Cells, new: Cells, rn
         "n": len(counted),
         "refused": report.refused,
         "reasons": list(report.reasons),
-        "expected": report.accuracy,
-        "interval": report.accuracy_interval,
+        "expected": report.expected_accuracy,
+        "interval": report.expected_accuracy_interval,
         "every": every,
-        "image_expected": report.image_error / report.seen_image_error,
+        "image_expected": report.expected_image_error / report.seen_image_error,
         "image": image_error(model, new),
         "image_adapted": image_error(adapted, new),
         "adapted": adapted is not model and adapted.adaptation_.adapted,

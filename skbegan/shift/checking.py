@@ -61,13 +61,13 @@ class BatchCheck:
         Share of plausible batches, known ones and styles about them, at least as far.
     moved : tuple of str
         What differs from the known batches, in words; empty where nothing stands out.
-    accuracy : float or None
+    expected_accuracy : float or None
         Expected share of right cell types, of a linear classifier on the profile; None where the fit knew no types.
-    accuracy_interval : tuple of float or None
+    expected_accuracy_interval : tuple of float or None
         Of 90 %.
-    image_error : float
+    expected_image_error : float
         Expected mean absolute error of predicted images in units of the target, against its canonical style.
-    image_error_interval : tuple of float
+    expected_image_error_interval : tuple of float
         Of 90 %.
     seen_accuracy, seen_image_error : float or None
         The same of held-out cells of the known batches.
@@ -81,14 +81,19 @@ class BatchCheck:
     distance: float
     p_value: float
     moved: tuple[str, ...]
-    accuracy: float | None
-    accuracy_interval: tuple[float, float] | None
-    image_error: float
-    image_error_interval: tuple[float, float]
+    expected_accuracy: float | None
+    expected_accuracy_interval: tuple[float, float] | None
+    expected_image_error: float
+    expected_image_error_interval: tuple[float, float]
     seen_accuracy: float | None
     seen_image_error: float
     refused: bool
     reasons: tuple[str, ...]
+
+    @property
+    def known(self) -> bool:
+        """Whether the batch is like the known ones: not refused, and no farther than 95 % of plausible batches."""
+        return not self.refused and self.p_value >= 0.05
 
     def to_dict(self) -> dict[str, Any]:
         """Return the attributes as plain data."""
@@ -101,16 +106,18 @@ class BatchCheck:
             ("distance", f"{self.distance:.2f}, p = {self.p_value:.2g} among plausible batches"),
             ("differs in", "; ".join(self.moved) or "nothing that stands out"),
         ]
-        if self.accuracy is not None and self.accuracy_interval is not None:
-            low, high = self.accuracy_interval
+        if self.expected_accuracy is not None and self.expected_accuracy_interval is not None:
+            low, high = self.expected_accuracy_interval
             doubt = "; not to be trusted, as the batch is refused" if self.refused else ""
-            text = f"{self.accuracy:.2f} (90 %: {low:.2f} to {high:.2f}); known batches {self.seen_accuracy:.2f}"
+            text = (
+                f"{self.expected_accuracy:.2f} (90 %: {low:.2f} to {high:.2f}); known batches {self.seen_accuracy:.2f}"
+            )
             rows.append(("right cell types, expected", text + doubt))
-        low, high = self.image_error_interval
+        low, high = self.expected_image_error_interval
         rows.append(
             (
                 "image error, expected",
-                f"{self.image_error:.3g} (90 %: {low:.3g} to {high:.3g}); known batches {self.seen_image_error:.3g}",
+                f"{self.expected_image_error:.3g} (90 %: {low:.3g} to {high:.3g}); known batches {self.seen_image_error:.3g}",
             )
         )
         return rows
@@ -155,10 +162,10 @@ def check(calibration: Calibration, found: Observed) -> BatchCheck:
         distance=distance,
         p_value=p_value,
         moved=tuple(moved(calibration, look)),
-        accuracy=accuracy,
-        accuracy_interval=interval,
-        image_error=math.exp(error),
-        image_error_interval=(math.exp(error - width), math.exp(error + width)),
+        expected_accuracy=accuracy,
+        expected_accuracy_interval=interval,
+        expected_image_error=math.exp(error),
+        expected_image_error_interval=(math.exp(error - width), math.exp(error + width)),
         seen_accuracy=seen,
         seen_image_error=float(calibration.seen[1]),
         refused=bool(reasons),
