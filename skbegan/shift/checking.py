@@ -107,19 +107,13 @@ class BatchCheck:
             ("differs in", "; ".join(self.moved) or "nothing that stands out"),
         ]
         if self.expected_accuracy is not None and self.expected_accuracy_interval is not None:
-            low, high = self.expected_accuracy_interval
             doubt = "; not to be trusted, as the batch is refused" if self.refused else ""
-            text = (
-                f"{self.expected_accuracy:.2f} (90 %: {low:.2f} to {high:.2f}); known batches {self.seen_accuracy:.2f}"
-            )
+            text = _with_interval(self.expected_accuracy, self.expected_accuracy_interval, self.seen_accuracy, ".2f")
             rows.append(("right cell types, expected", text + doubt))
-        low, high = self.expected_image_error_interval
-        rows.append(
-            (
-                "image error, expected",
-                f"{self.expected_image_error:.3g} (90 %: {low:.3g} to {high:.3g}); known batches {self.seen_image_error:.3g}",
-            )
+        text = _with_interval(
+            self.expected_image_error, self.expected_image_error_interval, self.seen_image_error, ".3g"
         )
+        rows.append(("image error, expected", text))
         return rows
 
     def __repr__(self) -> str:
@@ -134,6 +128,11 @@ class BatchCheck:
             for name, text in [("new batch", f"{self.n_cells} cells"), *self._rows()]
         )
         return f"<table class='skbegan-batch-check'>{cells}</table>"
+
+
+def _with_interval(value: float, interval: tuple[float, float], seen: float | None, form: str) -> str:
+    low, high = interval
+    return f"{value:{form}} (90 %: {low:{form}} to {high:{form}}); known batches {seen:{form}}"
 
 
 def check(calibration: Calibration, found: Observed) -> BatchCheck:
