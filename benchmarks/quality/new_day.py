@@ -6,7 +6,7 @@
 
 One model is fitted on seven batches, with every cell type in each: where types are in some only, the batch helps
 to name the type, and accuracy in known batches says too much of new ones. It is fitted with brightfields shown through
-drawn instruments (--instrument-share 0: without).
+drawn instruments (--instrument-share 0: without; --per-image: each brightfield is standardised by itself).
 
 Of each batch left out 50 cells are given to `check_batch` and `adapt`; what is found is counted on its other cells, or
 on all where fewer than 100 are left. `adapt` is given controls, cells of the commonest type; or the proportions of the
@@ -57,6 +57,7 @@ def main() -> None:
     parser.add_argument("--kinds", nargs="*", default=["instrument", "site"], help="of simulated batches")
     parser.add_argument("--seeds", type=int, nargs="+", default=[51, 52, 53])
     parser.add_argument("--instrument-share", type=float, default=0.5, help="of OnlineRemoval, in the fits")
+    parser.add_argument("--per-image", action="store_true", help='fits with standardize="image"')
     parser.add_argument("--models", type=Path, metavar="DIR", help="where fitted models are kept and looked for")
     args = parser.parse_args()
     (args.out / "runs").mkdir(parents=True, exist_ok=True)
@@ -144,8 +145,13 @@ def fitted(name: str, train: Cells, args: Any) -> BeGANTransformer:
         model: BeGANTransformer = joblib.load(path)
         return model.calibrate_batches(*data)
     sizes = QUICK if args.quick else SIZES
-    removal, seed = OnlineRemoval(instrument_share=args.instrument_share), int(name.split("-")[1])
-    model = BeGANTransformer(**sizes, removal=removal, calibrate=True, random_state=seed).fit(*data)
+    options = {
+        "removal": OnlineRemoval(instrument_share=args.instrument_share),
+        "random_state": int(name.split("-")[1]),
+    }
+    if args.per_image:
+        options["standardize"] = "image"
+    model = BeGANTransformer(**sizes, **options, calibrate=True).fit(*data)
     if path:
         path.parent.mkdir(parents=True, exist_ok=True)
         joblib.dump(model, path)
