@@ -145,7 +145,7 @@ def fitted(name: str, train: Cells, args: Any) -> BeGANTransformer:
         model: BeGANTransformer = joblib.load(path)
         return model.calibrate_batches(*data)
     sizes = QUICK if args.quick else SIZES
-    options = {
+    options: dict[str, Any] = {
         "removal": OnlineRemoval(instrument_share=args.instrument_share),
         "random_state": int(name.split("-")[1]),
     }
