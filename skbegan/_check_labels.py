@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from skbegan._batch_table import BatchTable, as_batch_table, single_column
-from skbegan._codes import counted, encoded
 from skbegan._foreign import listed
-from skbegan._labels import as_labels, known_labels
+from skbegan.labels.arrays import as_labels, known_labels
+from skbegan.labels.codes import counted, encoded
+from skbegan.labels.tables import BatchTable, as_batch_table, single_column
 
 
 def warn_caller(message: str, category: type[Warning]) -> None:

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
 
-from skbegan._atomic import write_whole
-from skbegan._lazy import LazyRows, in_order
-from skbegan._stored import as_lazy, map_stamp
+from skbegan.stored.adapters import as_lazy, map_stamp
+from skbegan.stored.atomic import write_whole
+from skbegan.stored.lazy import LazyRows, in_order
 
 if TYPE_CHECKING:
     from skbegan.model import FittedModel

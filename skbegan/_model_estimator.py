@@ -16,12 +16,12 @@ from sklearn.utils.validation import check_is_fitted
 
 from skbegan import checks
 from skbegan._into import Predictor, check_out, lazily, write_into
-from skbegan._stored import is_dask
 from skbegan._summary import summary_html
 from skbegan._version import versions
 from skbegan.config import Config, Parameters
 from skbegan.design import Design, removal_verdict
 from skbegan.model import FittedModel
+from skbegan.stored.adapters import is_dask
 
 if TYPE_CHECKING:
     from torch import nn

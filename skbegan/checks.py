@@ -17,7 +17,6 @@ import joblib
 import numpy as np
 from sklearn.utils import check_random_state
 
-from skbegan._batch_table import as_batch_table, column_names
 from skbegan._check_labels import (
     check_batch_labels,
     check_batch_sizes,
@@ -28,8 +27,9 @@ from skbegan._check_labels import (
     warn_caller,
 )
 from skbegan._foreign import listed, what_reads_it
-from skbegan._lazy import ROWS_AT_ONCE, parts_of
-from skbegan._stored import as_lazy
+from skbegan.labels.tables import as_batch_table, column_names
+from skbegan.stored.adapters import as_lazy
+from skbegan.stored.lazy import ROWS_AT_ONCE, parts_of
 
 __all__ = [
     "CellDataset",

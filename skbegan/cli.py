@@ -21,11 +21,11 @@ from typing import Any, Literal
 import numpy as np
 
 import skbegan
-from skbegan._atomic import write_whole
 from skbegan._demo import write_demo_cells
 from skbegan._launched import rank_and_world
 from skbegan._settings import parameters, read_settings, setting
 from skbegan.presets import PRESETS
+from skbegan.stored.atomic import write_whole
 
 FITS = ("pad", "crop", "stretch")
 TABLE_SUFFIX = ".table.json"  # of the file beside a model that says how its table was read

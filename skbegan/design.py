@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from skbegan._codes import counted
+from skbegan.labels.codes import counted
 
 
 @dataclass(frozen=True, eq=False)

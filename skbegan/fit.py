@@ -15,8 +15,6 @@ from typing import Any
 import joblib
 import numpy as np
 
-from skbegan._lazy import LazyRows
-from skbegan._stored import ArrayRows, map_stamp
 from skbegan._together import agreed_split, check_arguments
 from skbegan._turns import turn
 from skbegan._version import training_code, versions
@@ -36,6 +34,8 @@ from skbegan.data.stream import as_rows, draw_stream, has_to_stream, kept_if_few
 from skbegan.design import Design
 from skbegan.model import FittedModel
 from skbegan.restyling import TargetStyles
+from skbegan.stored.adapters import ArrayRows, map_stamp
+from skbegan.stored.lazy import LazyRows
 
 SEEDS = ("split", "weights", "order", "dropout", "removal order", "removal dropout", "classifiers")
 _NO_HISTORY: dict[str, list[float]] = {"epoch": []}

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from skbegan._lazy import spread_rows
 from skbegan.config import Config
+from skbegan.stored.lazy import spread_rows
 
 if TYPE_CHECKING:
     import torch

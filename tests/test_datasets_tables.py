@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from skbegan import BeGANTransformer
-from skbegan._lazy import ROWS_AT_ONCE, LazyRows
 from skbegan.datasets import load_cell_table, make_cell_images
 from skbegan.datasets._table_images import TableImages
+from skbegan.stored.lazy import ROWS_AT_ONCE, LazyRows
 
 SIDE = 16
 N = 6

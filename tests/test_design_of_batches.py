@@ -13,8 +13,6 @@ import torch
 from conftest import TINY
 
 from skbegan import BeGANTransformer, OnlineRemoval, PublishedRemoval, load, metrics, save, write_images
-from skbegan._batch_table import as_batch_table
-from skbegan._labels import known_labels
 from skbegan.checks import check_fit_input
 from skbegan.cli import build_parser
 from skbegan.core.losses import BatchAlignment, cross_entropy, divergence, group_members
@@ -25,6 +23,8 @@ from skbegan.data.style import BatchStyles
 from skbegan.datasets import load_cell_table, make_cell_images
 from skbegan.design import Design, removal_verdict
 from skbegan.io._predicting import as_table
+from skbegan.labels.arrays import known_labels
+from skbegan.labels.tables import as_batch_table
 from skbegan.metrics.audit_columns import others_of
 
 QUICK = {**TINY, "pretrain_epochs": 1, "removal_epochs": 1}

@@ -16,8 +16,9 @@ from conftest import TINY
 from sklearn.base import clone
 from test_stages import make_cells, make_stage, run
 
-from skbegan import BeGANTransformer, _atomic
+from skbegan import BeGANTransformer
 from skbegan.core.checkpoint import Checkpoint
+from skbegan.stored import atomic
 
 SLOW = Path(__file__).parent / "slow" / "kill_and_resume.py"
 
@@ -80,7 +81,7 @@ def held(times: int):
 def test_a_file_that_another_process_has_open_is_waited_for(tmp_path, monkeypatch, operation):
     checkpoint, stage = Checkpoint(tmp_path / "stage.pt"), make_stage("pretraining")
     run(stage, epochs=2, checkpoint=checkpoint)
-    monkeypatch.setattr(_atomic, "_PAUSE", 0.0)
+    monkeypatch.setattr(atomic, "_PAUSE", 0.0)
     monkeypatch.setattr(Path, operation, held(2)(getattr(Path, operation)))
     if operation == "unlink":
         checkpoint.remove()
@@ -99,7 +100,7 @@ def test_a_checkpoint_that_cannot_be_removed_does_not_lose_the_fit(cells, tmp_pa
             raise PermissionError(13, "used by another process")
         good(path, missing_ok=missing_ok)
 
-    monkeypatch.setattr(_atomic, "_PAUSE", 0.0)
+    monkeypatch.setattr(atomic, "_PAUSE", 0.0)
     monkeypatch.setattr(Path, "unlink", refused)
     est = BeGANTransformer(**TINY | {"removal_epochs": 0}, checkpoint_dir=tmp_path)
     est.fit(cells.bf, cells.qpi)

@@ -18,8 +18,8 @@ from conftest import TINY
 
 from skbegan import BeGANTransformer, datasets, load, save
 from skbegan._foreign import listed, what_reads_it
-from skbegan._labels import as_labels
 from skbegan.checks import check_fit_input, check_images, check_labels, split_y
+from skbegan.labels.arrays import as_labels
 
 QUICK = {**TINY, "pretrain_epochs": 1, "removal_epochs": 1}
 DAYS = ["2024-01-31", "2024-02-01", "2024-02-02"]

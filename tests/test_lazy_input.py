@@ -16,9 +16,9 @@ import zarr
 from numpy.typing import NDArray
 
 from skbegan import BeGANTransformer, checks, fit
-from skbegan._lazy import ROWS_AT_ONCE, LazyRows, runs
-from skbegan._stored import as_lazy
 from skbegan.datasets import make_cell_images
+from skbegan.stored.adapters import as_lazy
+from skbegan.stored.lazy import ROWS_AT_ONCE, LazyRows, runs
 
 N, SIDE = 300, 16
 TINY: dict[str, Any] = {

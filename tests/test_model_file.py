@@ -27,11 +27,12 @@ from sklearn.exceptions import NotFittedError
 from sklearn.pipeline import make_pipeline
 
 import skbegan
-from skbegan import OnlineRemoval, ProfileAlignment, _atomic
+from skbegan import OnlineRemoval, ProfileAlignment
 from skbegan._version import versions
 from skbegan.estimator import BeGANTransformer
 from skbegan.io import model_file
 from skbegan.io.model_file import load, save
+from skbegan.stored import atomic
 
 DATA = Path(__file__).parent / "data"
 FORMATS = {int(path.stem.split("-")[-1]): path for path in sorted(DATA.glob("model-format-*.safetensors"))}
@@ -359,7 +360,7 @@ def test_an_existing_file_survives_a_failure(est, saved, monkeypatch, failing):
     def fail(*args, **kwargs):
         raise OSError("disk full")
 
-    monkeypatch.setattr(*((_atomic.os, "fsync") if failing == "write" else (Path, "replace")), fail)
+    monkeypatch.setattr(*((atomic.os, "fsync") if failing == "write" else (Path, "replace")), fail)
     with pytest.raises(OSError, match="disk full"):
         save(load_copy(est).set_params(verbose=1), saved)
     monkeypatch.undo()

@@ -25,8 +25,8 @@ from sklearn.utils.estimator_checks import parametrize_with_checks
 from sklearn.utils.validation import check_is_fitted
 
 from skbegan import BeGANTransformer, OnlineRemoval, PublishedRemoval
-from skbegan._labels import have_labels
 from skbegan.datasets import make_cell_images
+from skbegan.labels.arrays import have_labels
 
 TINY: dict[str, Any] = {
     "base_width": 2,

@@ -14,12 +14,12 @@ from conftest import TINY
 from numpy.typing import NDArray
 
 from skbegan import BeGANTransformer, ProfileAlignment, fit
-from skbegan._lazy import CellSource, KeptRows
-from skbegan._stored import ArrayRows, as_lazy
 from skbegan.data import stream as streaming
 from skbegan.data.cells import StreamedCells
 from skbegan.data.stream import RowBuffer, RowsExcept, ShuffledBlocks, Stream, StreamSampler, plan_stream
 from skbegan.datasets import make_cell_images
+from skbegan.stored.adapters import ArrayRows, as_lazy
+from skbegan.stored.lazy import CellSource, KeptRows
 
 N, SIDE = 600, 16
 
@@ -295,21 +295,21 @@ def test_plans_join_short_blocks_and_keep_long_ones(monkeypatch):
 
 @pytest.mark.parametrize("dtype", ["int8", "uint16", ">i2", "int64", "U3", "float32"])
 def test_codes_and_counts_are_those_of_numpy_in_small_dtypes(dtype, rng, monkeypatch):
-    from skbegan import _codes
+    from skbegan.labels import codes as small
 
-    monkeypatch.setattr(_codes, "_AT_ONCE", 7)
+    monkeypatch.setattr(small, "_AT_ONCE", 7)
     labels = rng.integers(0, 90, 50).astype(dtype)
-    classes, codes = _codes.encoded(labels)
+    classes, codes = small.encoded(labels)
     expected = np.unique(labels, return_inverse=True)
     np.testing.assert_array_equal(classes, expected[0])
     np.testing.assert_array_equal(codes, expected[1])
     assert codes.dtype == np.uint8
     known = np.arange(80) >= 30
-    _, partly = _codes.encoded(labels, known)
+    _, partly = small.encoded(labels, known)
     assert partly.dtype == np.int8 and (partly[:30] == -1).all()
     np.testing.assert_array_equal(partly[30:], codes)
     others = rng.integers(0, 3, 80).astype(np.uint8)
-    counts, unknown = _codes.counted(partly, len(classes), others, 3)
+    counts, unknown = small.counted(partly, len(classes), others, 3)
     np.testing.assert_array_equal(unknown, np.bincount(others[:30], minlength=3))
     assert counts.shape == (len(classes), 3) and counts[codes[0], others[30]] >= 1 and counts.sum() == 50
 
@@ -327,8 +327,8 @@ ENDS_EARLY = """
 import sys, time
 from pathlib import Path
 import numpy as np
-from skbegan._lazy import in_order
-from skbegan._stored import as_lazy
+from skbegan.stored.lazy import in_order
+from skbegan.stored.adapters import as_lazy
 from skbegan.data.stream import RowBuffer, RowsExcept
 
 class Slow:

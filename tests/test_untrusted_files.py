@@ -17,9 +17,10 @@ import numpy as np
 import pytest
 import scipy.io
 
-from skbegan import _hdf5, load_keras_generator
+from skbegan import load_keras_generator
 from skbegan.datasets import load_cell_images
 from skbegan.io.keras import read_keras_network
+from skbegan.stored import hdf5
 
 KERAS = Path(__file__).parent / "data" / "keras"
 SECRET = np.arange(3 * 16 * 16, dtype=np.float64).reshape(3, 16, 16)
@@ -270,7 +271,7 @@ def test_images_that_compress_well_are_read_by_the_advice(group, monkeypatch, ve
     else:
         scipy.io.savemat(group / "H69_BF.mat", {"BF": masks}, do_compression=True)
     load_cell_images(group.parents[2], image_size=None)  # below the size that is always allowed
-    monkeypatch.setattr(_hdf5, "FREE_BYTES", 2**20)
+    monkeypatch.setattr(hdf5, "FREE_BYTES", 2**20)
     message = refused(group, r"If you trust the file, set max_expansion=\d+\.")
     advised = int(message.rsplit("max_expansion=", 1)[1].rstrip("."))
     for _ in range(3):  # the second file needs another factor, and both together
@@ -289,7 +290,7 @@ def test_many_small_bombs_are_one_large(tmp_path, monkeypatch):
         for name in ("BF", "QPI"):
             scipy.io.savemat(folder / f"H69_{name}.mat", {name: np.zeros((16, 16, 500))}, do_compression=True)
     load_cell_images(tmp_path, image_size=None)
-    monkeypatch.setattr(_hdf5, "FREE_BYTES", 4 * 2**20)
+    monkeypatch.setattr(hdf5, "FREE_BYTES", 4 * 2**20)
     with pytest.raises(ValueError, match=r"10000 cells of 20 groups would take .* set max_expansion=\d+\."):
         load_cell_images(tmp_path, image_size=None)
 
@@ -506,4 +507,4 @@ def test_the_guard_lets_sound_keras_files_through():
 
 def _hdf5_text(path: Path) -> str:
     with h5py.File(path, "r") as file:
-        return _hdf5.as_text(_hdf5.attribute(file, "model_config"))
+        return hdf5.as_text(hdf5.attribute(file, "model_config"))

@@ -18,9 +18,9 @@ from sklearn.pipeline import make_pipeline
 
 import skbegan
 from skbegan import BeGANTransformer, _version
-from skbegan._atomic import in_one_step
 from skbegan.datasets import load_cell_images
 from skbegan.io import _predicting
+from skbegan.stored.atomic import in_one_step
 
 zarr = pytest.importorskip("zarr")
 pytest.importorskip("pyarrow")

@@ -166,8 +166,8 @@ def run_order(point: dict[str, Any]) -> dict[str, Any]:
     """Draw minibatches without training on them; return cells per second, of processor time and of wall time."""
     import torch
 
-    from skbegan._stored import as_lazy
     from skbegan.data import stream
+    from skbegan.stored.adapters import as_lazy
 
     if point["quick"]:
         stream.BUFFER_BYTES = stream.SAMPLE_BYTES = 512 * 2 * 2 * point["side"] ** 2

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from skbegan._atomic import patiently, write_whole
+from skbegan.stored.atomic import patiently, write_whole
 
 _MAGIC = b"skbegan checkpoint 1\n"
 _STALE = 3600.0  # seconds: a draft is written in one or two

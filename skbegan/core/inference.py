@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from skbegan._lazy import in_order
 from skbegan.core.engine import autocast
 from skbegan.core.networks import Decoding, Encoding, Generator, untracked
 from skbegan.data.source import ImageSource
+from skbegan.stored.lazy import in_order
 
 PIXELS_PER_CHUNK = 1 << 18  # 16 cells of side 128: enough to keep the cores busy, and little enough for their caches
 PIXELS_ON_CARD = 1 << 24  # 1024 cells of side 128: copies and launches cost little beside the work

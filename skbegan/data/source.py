@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from skbegan._lazy import CellSource as CellSource
+from skbegan.stored.lazy import CellSource as CellSource
 
 FAINTEST = 1e-3  # of the spread of all images: an image that varies less is not blown up
 RESIDENT_SHARE = 0.4  # of the free memory of a CUDA device that the images may take to be kept there

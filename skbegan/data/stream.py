@@ -21,10 +21,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from skbegan._lazy import KeptRows, LazyRows, spread_rows
-from skbegan._stored import ArrayRows
 from skbegan.data.sampler import rng_of_pass
 from skbegan.data.splitting import split_validation
+from skbegan.stored.adapters import ArrayRows
+from skbegan.stored.lazy import KeptRows, LazyRows, spread_rows
 
 BUFFER_BYTES = 2**29  # of the shuffle buffer; images that take less in all are read once and kept
 SAMPLE_BYTES = 2**28  # of the cells that are measured and held out

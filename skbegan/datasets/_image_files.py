@@ -17,8 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from skbegan._foreign import refuse_lfs_pointer
-from skbegan._hdf5 import RefusedError, member
-from skbegan._lazy import runs
+from skbegan.stored.hdf5 import RefusedError, member
+from skbegan.stored.lazy import runs
 
 __all__ = ["Header", "Layout", "OpenImages", "layout_of", "needs", "open_images"]
 

@@ -12,8 +12,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from skbegan._foreign import listed, refuse_lfs_pointer
-from skbegan._hdf5 import RefusedError, TooLargeError, as_text, attribute, check_dataset, check_size, link_of, member
 from skbegan.datasets._matheaders import read_headers
+from skbegan.stored.hdf5 import (
+    RefusedError,
+    TooLargeError,
+    as_text,
+    attribute,
+    check_dataset,
+    check_size,
+    link_of,
+    member,
+)
 
 _NUMERIC_CLASSES = {"double", "single", "logical"} | {
     f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)

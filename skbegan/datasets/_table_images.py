@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from skbegan._lazy import LazyRows
 from skbegan.datasets._image_files import Layout, OpenImages, open_images
 from skbegan.datasets.resizing import CHUNK_BYTES, resize_into
+from skbegan.stored.lazy import LazyRows
 
 __all__ = ["Column", "TableImages", "blocks_of"]
 

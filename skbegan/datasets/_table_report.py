@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from skbegan._labels import have_labels
 from skbegan.design import Design, removal_verdict, what_is_weak
+from skbegan.labels.arrays import have_labels
 
 __all__ = ["TableReport", "count_cells", "verdict_of"]
 

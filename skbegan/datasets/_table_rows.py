@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from skbegan._foreign import listed
-from skbegan._labels import as_labels, have_labels
 from skbegan.datasets._image_files import needs
+from skbegan.labels.arrays import as_labels, have_labels
 
 __all__ = [
     "check_columns",

@@ -16,8 +16,6 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from skbegan._hdf5 import EXPANSION, TooLargeError, check_size
-from skbegan._labels import as_labels
 from skbegan._progress import Progress
 from skbegan.datasets._folders import LAYOUTS, Group, find_groups, natural_key, select
 from skbegan.datasets._matfile import ImageVariable, inspect, pick, read
@@ -30,6 +28,8 @@ from skbegan.datasets._writing import (
     write_v5,
 )
 from skbegan.datasets.resizing import FITS, Fit, check_choice, check_count, real_array, resize_images, resize_into
+from skbegan.labels.arrays import as_labels
+from skbegan.stored.hdf5 import EXPANSION, TooLargeError, check_size
 
 if TYPE_CHECKING:
     from sklearn.utils import Bunch

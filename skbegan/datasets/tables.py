@@ -12,8 +12,6 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from skbegan._batch_table import as_batch_table
-from skbegan._lazy import ROWS_AT_ONCE
 from skbegan._progress import Progress
 from skbegan.datasets._image_files import Header, Layout, layout_of, needs, open_images
 from skbegan.datasets._table_images import Column, TableImages, blocks_of
@@ -28,6 +26,8 @@ from skbegan.datasets._table_rows import (
     read_table,
 )
 from skbegan.datasets.resizing import FITS, Fit, check_choice, check_count
+from skbegan.labels.tables import as_batch_table
+from skbegan.stored.lazy import ROWS_AT_ONCE
 
 if TYPE_CHECKING:
     from sklearn.utils import Bunch

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from sklearn.utils.validation import check_is_fitted
 
-from skbegan._batch_table import as_batch_table
 from skbegan._model_estimator import ModelEstimator
+from skbegan.labels.tables import as_batch_table
 
 if TYPE_CHECKING:
     import pandas as pd

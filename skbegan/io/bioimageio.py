@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from skbegan._atomic import check_new, in_one_step
 from skbegan._version import versions
 from skbegan.io._predicting import check_pixel_size, checked, needed
+from skbegan.stored.atomic import check_new, in_one_step
 
 if TYPE_CHECKING:
     from torch import nn

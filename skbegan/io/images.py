@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from skbegan import checks
-from skbegan._atomic import check_new, in_one_step
 from skbegan._model_estimator import ModelEstimator
 from skbegan.io._predicting import PARTS, PIXELS, check_pixel_size, checked, ending_of, needed, part_of, predictions
+from skbegan.stored.atomic import check_new, in_one_step
 
 if TYPE_CHECKING:
     from skbegan.estimator import BeGANTransformer

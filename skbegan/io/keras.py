@@ -24,11 +24,11 @@ import torch
 from torch import Tensor, nn
 
 from skbegan._foreign import refuse_lfs_pointer
-from skbegan._hdf5 import RefusedError, as_text, attribute, check_dataset, check_size, member
 from skbegan.core.classifiers import FeatureClassifier, ImageClassifier
 from skbegan.core.networks import BN_EPS, LEAK, Discriminator, Generator, SameConv2d
 from skbegan.data.source import Scaling
 from skbegan.model import FittedModel
+from skbegan.stored.hdf5 import RefusedError, as_text, attribute, check_dataset, check_size, member
 
 if TYPE_CHECKING:
     from skbegan.estimator import BeGANTransformer

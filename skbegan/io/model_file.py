@@ -31,11 +31,11 @@ import safetensors.numpy
 from sklearn.utils.validation import check_is_fitted
 
 from skbegan import checks, config
-from skbegan._atomic import write_whole
 from skbegan._foreign import refuse_lfs_pointer
 from skbegan._version import __version__, versions
 from skbegan.io._style_tensors import STYLE, style_tensors, styles_as_tensors, styles_of
 from skbegan.io.plain_data import decode, encode
+from skbegan.stored.atomic import write_whole
 
 if TYPE_CHECKING:
     from skbegan.estimator import BeGANTransformer

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from skbegan._atomic import check_new, in_one_step
 from skbegan.io._predicting import as_table, checked, ending_of, needed, predictions
+from skbegan.stored.atomic import check_new, in_one_step
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -12,8 +12,8 @@ from typing import Any, ParamSpec, TypeAlias, TypeVar
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from skbegan._batch_table import as_batch_table, rows_of
-from skbegan._labels import as_labels, known_labels
+from skbegan.labels.arrays import as_labels, known_labels
+from skbegan.labels.tables import as_batch_table, rows_of
 
 Array: TypeAlias = NDArray[Any]
 RandomState: TypeAlias = int | np.random.Generator | np.random.RandomState | None

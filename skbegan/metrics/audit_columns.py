@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import numpy as np
 from sklearn.utils import Bunch
 
-from skbegan._batch_table import BatchTable
+from skbegan.labels.tables import BatchTable
 from skbegan.metrics._checks import Array
 from skbegan.metrics.leakage import measure_leakage
 from skbegan.metrics.probes import Design, NothingToMeasure, Probe

@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import ArrayLike
 from sklearn.utils import Bunch
 
-from skbegan._batch_table import as_batch_table, rows_of
 from skbegan._progress import Progress
+from skbegan.labels.tables import as_batch_table, rows_of
 from skbegan.metrics._checks import (
     Array,
     RandomState,

@@ -9,7 +9,7 @@ from numpy.typing import ArrayLike
 from scipy.ndimage import gaussian_filter
 from sklearn.utils import Bunch
 
-from skbegan._batch_table import rows_of
+from skbegan.labels.tables import rows_of
 from skbegan.metrics._checks import Array, check_labels, known_types
 
 _CHUNK_PIXELS = 2**21  # image_error works on this many pixels at a time (16 MiB per float64 temporary)

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 from sklearn.utils.metadata_routing import MetadataRequest
 
-from skbegan._labels import known_labels
+from skbegan.labels.arrays import known_labels
 from skbegan.metrics._checks import Array, check_labels, digest, known_types
 from skbegan.metrics._estimators import features_of, images_of
 from skbegan.metrics.accuracy import cell_type_accuracy, cross_batch_accuracy, cross_batch_gap

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from skbegan._labels import as_labels
+from skbegan.labels.arrays import as_labels
 
 # Two palettes, so that nobody takes a batch for a cell type. Any two colours of one are at least 16 apart (CIEDE2000),
 # to normal vision and to each kind of dichromacy (Machado et al., IEEE Trans. Vis. Comput. Graph. 15, 1291, 2009); a

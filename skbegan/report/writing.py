@@ -15,13 +15,13 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from skbegan import checks
-from skbegan._atomic import write_whole
-from skbegan._batch_table import as_batch_table, rows_of
 from skbegan._summary import docs_url, named, sides, stages_in_words
 from skbegan._version import versions
 from skbegan.design import Design
+from skbegan.labels.tables import as_batch_table, rows_of
 from skbegan.plotting._common import check_pixel_size, pyplot
 from skbegan.report import figures, page, words
+from skbegan.stored.atomic import write_whole
 
 _CARD = {
     "intended_use": "Intended use",

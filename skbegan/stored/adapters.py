@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from skbegan._lazy import CellSource, LazyRows, runs
+from skbegan.stored.lazy import CellSource, LazyRows, runs
 
 __all__ = ["ArrayRows", "as_lazy", "map_stamp"]
 
@@ -127,7 +127,7 @@ class _DaskRows(LazyRows):
 
 
 class _SourceRows(LazyRows):
-    """Somebody else's :class:`~skbegan._lazy.CellSource`."""
+    """Somebody else's :class:`~skbegan.stored.lazy.CellSource`."""
 
     def __init__(self, source: CellSource) -> None:
         super().__init__(tuple(source.shape), np.dtype(source.dtype))
@@ -168,7 +168,7 @@ def as_lazy(images: Any, name: str = "the images") -> LazyRows | None:
     ----------
     images : object
         A data set of h5py, an array of zarr or of dask with at least two axes, another
-        :class:`~skbegan._lazy.CellSource`, or lazy images already.
+        :class:`~skbegan.stored.lazy.CellSource`, or lazy images already.
     name : str
         What a message calls them.
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from skbegan._foreign import listed
-from skbegan._labels import as_labels
+from skbegan.labels.arrays import as_labels
 
 __all__ = ["BatchTable", "as_batch_table", "column_names", "rows_of", "single_column"]
 

@@ -1,7 +1,7 @@
 """Images that stay where they are stored and are read by rows. Imports nothing of ours.
 
 A lazy array answers what an array of images is asked for: shape, dtype, length, some rows. What is kept by h5py, zarr
-and dask is wrapped into one in :mod:`skbegan._stored`; images in files that a table names are another, see
+and dask is wrapped into one in :mod:`skbegan.stored.adapters`; images in files that a table names are another, see
 `skbegan.datasets`.
 """
 

@@ -1,0 +1,1 @@
+"""Labels of batch and cell type: arrays, tables, small codes."""

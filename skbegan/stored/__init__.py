@@ -1,0 +1,1 @@
+"""Arrays and files on disk: cells that are read by rows, and files that appear whole."""
