@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import importlib.util
 import inspect
 import json
@@ -11,26 +10,25 @@ from typing import Any
 
 import numpy as np
 import pytest
+from scripts import BENCHMARKS, benchmark_modules, needs
 
 import skbegan
 from skbegan.datasets import make_cell_images, save_predictions
 from skbegan.metrics import batch_leakage, cell_type_accuracy, cross_batch_accuracy
 
-FOLDER = Path(__file__).parents[1] / "benchmarks"
 LIBRARIES = {"combat": "combatlearn", "combat-types": "combatlearn", "harmony": "harmonypy"}
 LIBRARIES |= {"leace": "concept_erasure", "leace-types": "concept_erasure", "sphering": "numpy"}
 FULL, INCOMPLETE = np.ones((3, 3), dtype=bool), ~np.eye(3, dtype=bool)
 
-pytestmark = pytest.mark.skipif(not FOLDER.is_dir(), reason="the benchmarks are in the repository, not in the package")
+pytestmark = needs(BENCHMARKS)
 
 
 @pytest.fixture(scope="module")
 def bench() -> Any:
     """The modules of the benchmark, imported as the command imports them."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(FOLDER))
-        names = ("rivals", "data_sets", "figures", "methods", "report", "batch_removal")
-        yield {name: importlib.import_module(f"quality.{name}") for name in names}
+    names = ("rivals", "data_sets", "figures", "methods", "report", "batch_removal")
+    with benchmark_modules(*(f"quality.{name}" for name in names)) as modules:
+        yield dict(zip(names, modules, strict=True))
 
 
 # Rivals on features whose truth is known ----------------------------------------------------------------------------

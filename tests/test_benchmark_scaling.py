@@ -10,17 +10,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+from scripts import BENCHMARKS, benchmark_modules, needs
 
-FOLDER = Path(__file__).parents[1] / "benchmarks"
-
-pytestmark = pytest.mark.skipif(not FOLDER.is_dir(), reason="the benchmarks are in the repository, not in the package")
+pytestmark = needs(BENCHMARKS)
 
 
 @pytest.fixture(scope="module")
 def scaling() -> Any:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(FOLDER))
-        yield importlib.import_module("speed.scaling")
+    with benchmark_modules("speed.scaling") as (module,):
+        yield module
 
 
 def metric_points(power: float) -> list[dict[str, Any]]:

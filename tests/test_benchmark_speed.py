@@ -6,18 +6,19 @@ import importlib
 import importlib.util
 import json
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from scripts import BENCHMARKS, benchmark_modules, needs
 
-FOLDER = Path(__file__).parents[1] / "benchmarks"
+pytestmark = needs(BENCHMARKS)
 
 
 @pytest.fixture(autouse=True)
-def benchmarks_on_the_path(monkeypatch):
-    monkeypatch.syspath_prepend(str(FOLDER))
+def benchmarks_on_the_path():
+    with benchmark_modules():
+        yield
 
 
 def load(name):

@@ -105,14 +105,20 @@ def test_pipeline_without_a_classifier_and_with_a_cache(routing, tmp_path):
     np.testing.assert_array_equal(clone(model).fit_transform(BF, None, **given), first)
 
 
+@pytest.fixture(scope="module")
+def expected() -> Any:
+    """The features of the plain fit, and its scores in cross-validation."""
+    scores = cross_val_score(pipe(), BF, KIND, cv=2, params=metadata(False), error_score="raise")
+    return began().fit(BF, QPI, BATCH, KIND).transform(BF), scores
+
+
 @pytest.mark.parametrize(
     "container",
     [list, torch.tensor, lambda a: pd.Series(list(a), index=np.arange(len(a)) + 5)],
     ids=["lists", "tensors", "Series"],
 )
-def test_images_and_labels_in_any_container_survive_a_search(routing, container):
+def test_images_and_labels_in_any_container_survive_a_search(routing, container, expected):
     labels = (lambda a: a.tolist()) if container is list else pd.Series if container is torch.tensor else pd.Categorical
-    expected = cross_val_score(pipe(), BF, KIND, cv=2, params=metadata(routing), error_score="raise")
     scores = cross_val_score(
         pipe(),
         container(BF),
@@ -121,16 +127,16 @@ def test_images_and_labels_in_any_container_survive_a_search(routing, container)
         params=metadata(routing, y_qpi=container(QPI), batch=labels(BATCH)),
         error_score="raise",
     )
-    np.testing.assert_array_equal(scores, expected)
+    np.testing.assert_array_equal(scores, expected[1])
 
 
-def test_feature_union(routing):
+def test_feature_union(routing, expected):
     """Without routing a union passes everything to all its members, so they must all take it."""
     other = ("pixels", FunctionTransformer(flat)) if routing else ("other", began(random_state=1))
     union = FeatureUnion([("began", began()), other])
     features = union.fit_transform(BF, KIND, y_qpi=QPI, batch=BATCH)
     assert features.shape == (72, 8 + (256 if routing else 8))
-    np.testing.assert_array_equal(features[:, :8], began().fit(BF, QPI, BATCH, KIND).transform(BF))
+    np.testing.assert_array_equal(features[:, :8], expected[0])
     np.testing.assert_array_equal(union.transform(BF), features)
     model = Pipeline([("union", union), ("clf", LogisticRegression())])
     model.fit(BF, KIND, **metadata(routing, "union__"))

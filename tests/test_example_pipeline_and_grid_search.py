@@ -2,20 +2,14 @@
 
 from __future__ import annotations
 
-import importlib.util
-from pathlib import Path
-
 import pytest
-
-EXAMPLE = Path(__file__).parent.parent / "examples" / "pipeline_and_grid_search.py"
+from scripts import EXAMPLES, load_example, needs
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not EXAMPLE.exists(), reason="tests run without the repository")
+@needs(EXAMPLES / "pipeline_and_grid_search.py")
 def test_pipeline_and_grid_search(tmp_path, capsys):
-    spec = importlib.util.spec_from_file_location("pipeline_and_grid_search", EXAMPLE)
-    example = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(example)
+    example = load_example("pipeline_and_grid_search")
     quick = ["--cells", "54", "--side", "16", "--pretrain-epochs", "1", "--removal-epochs", "1", "--jobs", "1"]
     example.main([str(tmp_path), *quick])
     printed = capsys.readouterr().out

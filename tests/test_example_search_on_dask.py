@@ -5,15 +5,15 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
+from scripts import EXAMPLES, needs
 
-EXAMPLE = Path(__file__).parents[1] / "examples" / "search_on_dask.py"
+EXAMPLE = EXAMPLES / "search_on_dask.py"
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not EXAMPLE.is_file(), reason="the examples are in the repository, not in the package")
+@needs(EXAMPLE)
 def test_grid_search_on_a_cluster_of_processes(tmp_path):
     """Four fits on two workers: each of two folds trains stage 1 once, whichever worker needs it."""
     pytest.importorskip("distributed")

@@ -11,13 +11,14 @@ import time
 from pathlib import Path
 
 import pytest
+from scripts import EXAMPLES, needs
 
 from skbegan import cli
 
-SCRIPT = Path(__file__).parents[1] / "examples" / "slurm_fit.sh"
+SCRIPT = EXAMPLES / "slurm_fit.sh"
 BASH = None if sys.platform == "win32" else shutil.which("bash")
 pytestmark = [
-    pytest.mark.skipif(not SCRIPT.is_file(), reason="the examples are in the repository, not in the package"),
+    needs(SCRIPT),
     pytest.mark.skipif(BASH is None, reason="there is no bash"),
 ]
 # SLURM's own: srun notes its words and ends as it is told, or waits; scontrol names the nodes or notes a request.

@@ -12,11 +12,11 @@ from typing import Any
 import joblib
 import numpy as np
 import pytest
+from scripts import EXAMPLES, load_example, needs
 
 import skbegan
 from skbegan.datasets import load_cell_images, make_cell_images, save_predictions
 
-SCRIPT = Path(__file__).parents[1] / "examples" / "train_cell_lines.py"
 TINY = (
     "--image-size 16 --base-width 4 --n-features 8 --pretrain-epochs 1 --removal-epochs 1 --quiet --device cpu".split()
 )
@@ -31,16 +31,12 @@ FILES = (
     "table.csv",
 )
 
-pytestmark = pytest.mark.skipif(not SCRIPT.is_file(), reason="the examples are in the repository, not in the package")
+pytestmark = needs(EXAMPLES / "train_cell_lines.py")
 
 
 @pytest.fixture(scope="module")
 def main() -> Callable[[list[str]], None]:
-    spec = importlib.util.spec_from_file_location("train_cell_lines", SCRIPT)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.main
+    return load_example("train_cell_lines").main
 
 
 def write_split(root: Path, split: str, n_cells: int, seed: int) -> Any:

@@ -2,28 +2,22 @@
 
 from __future__ import annotations
 
-import importlib.util
-from pathlib import Path
 from typing import Any
 
 import pytest
 from conftest import TINY
+from scripts import EXAMPLES, load_example, needs
 
 from skbegan import BeGANTransformer
 from skbegan.core.loop import EpochInfo
 
 optuna = pytest.importorskip("optuna")
-SCRIPT = Path(__file__).parents[1] / "examples" / "tune_with_optuna.py"
-pytestmark = pytest.mark.skipif(not SCRIPT.is_file(), reason="the examples are in the repository, not in the package")
+pytestmark = needs(EXAMPLES / "tune_with_optuna.py")
 
 
 @pytest.fixture(scope="module")
 def example() -> Any:
-    spec = importlib.util.spec_from_file_location("tune_with_optuna", SCRIPT)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_example("tune_with_optuna")
 
 
 class Always(optuna.pruners.BasePruner):

@@ -90,8 +90,11 @@ def prepared(
 # Steps ----------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("free", [40 << 30, 1000], ids=["resident", "streamed"])
-@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize(
+    ("precision", "free"),
+    [("float32", 40 << 30), ("bfloat16", 40 << 30), ("bfloat16", 1000)],
+    ids=["float32", "bfloat16", "bfloat16, streamed"],
+)
 @pytest.mark.parametrize("name", PLANS)
 def test_a_step_stays_on_the_card_and_never_waits(name, precision, free):
     with undisturbed(), FakeCuda(free) as fake:

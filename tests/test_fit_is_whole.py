@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import pickle
 import warnings
 from collections.abc import Callable
@@ -49,6 +50,12 @@ def after(n: int, error: BaseException, plain: Callable[..., Any]) -> Callable[.
     return call
 
 
+@pytest.fixture(scope="module")
+def quick(cells: Any) -> BeGANTransformer:
+    """A fitted model; take a deep copy, which pickles as it does."""
+    return fit(began(), cells)
+
+
 # Where it can be interrupted: (owner, name, number of the call).
 PLACES = {
     "split": ("skbegan.fit.split_validation", 1),
@@ -63,8 +70,8 @@ PLACES = {
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
 @pytest.mark.parametrize("place", PLACES)
-def test_a_fit_that_raises_leaves_the_estimator_as_it_was(cells, monkeypatch, place, error):
-    est = fit(began(), cells)
+def test_a_fit_that_raises_leaves_the_estimator_as_it_was(quick, cells, monkeypatch, place, error):
+    est = copy.deepcopy(quick)
     before = state_of(est)
     *owner, n = PLACES[place]
     if isinstance(owner[0], str):
@@ -83,8 +90,8 @@ def test_a_fit_that_raises_leaves_the_estimator_as_it_was(cells, monkeypatch, pl
     assert began()._model is None
 
 
-def test_warnings_as_errors_leave_the_estimator_as_it_was(cells, monkeypatch):
-    est = fit(began(), cells)
+def test_warnings_as_errors_leave_the_estimator_as_it_was(quick, cells, monkeypatch):
+    est = copy.deepcopy(quick)
     before = state_of(est)
     monkeypatch.setattr(profile, "at_chance", lambda recall: [0])
     with warnings.catch_warnings():
@@ -151,8 +158,8 @@ def test_ctrl_c_in_pretraining_says_that_the_batch_is_still_there(cells, monkeyp
         {"learning_rate": 1e10, "pretrain_epochs": 1, "removal_epochs": 0},
     ],
 )
-def test_what_diverges_raises_and_says_what_to_change(cells, params):
-    est = fit(began(), cells)
+def test_what_diverges_raises_and_says_what_to_change(quick, cells, params):
+    est = copy.deepcopy(quick)
     before = state_of(est)
     with pytest.raises(FloatingPointError, match=r"pretraining: .*standardize=True.*learning_rate"):
         fit(est.set_params(**params), cells)
@@ -160,8 +167,8 @@ def test_what_diverges_raises_and_says_what_to_change(cells, params):
     assert state_of(est.set_params(**{name: usual[name] for name in params})) == before
 
 
-def test_outputs_that_are_not_finite_are_never_handed_out(cells, monkeypatch):
-    est = fit(began(), cells)
+def test_outputs_that_are_not_finite_are_never_handed_out(quick, cells, monkeypatch):
+    est = copy.deepcopy(quick)
     before = state_of(est)
     plain = FittedModel.recalibrated
 
@@ -229,15 +236,15 @@ def test_constant_channels_work(cells, which, removal, standardize):
     bf = {"input": flat, "both": flat, "one input channel": np.stack([cells.bf, flat], axis=-1)}.get(which, cells.bf)
     two_targets = np.stack([flat, cells.qpi], axis=-1)
     qpi = {"target": flat, "both": flat, "one target channel": two_targets}.get(which, cells.qpi)
-    est = began(removal=removal, standardize=standardize)
+    est = began(removal=removal, standardize=standardize, pretrain_epochs=1, removal_epochs=1)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)  # that cell types have collapsed: nothing tells them
         est.fit(bf, qpi, cells.batch, cells.cell_type)
     assert np.isfinite(est.transform(bf)).all() and np.isfinite(est.predict_image(bf)).all()
 
 
-@pytest.mark.parametrize("n", [4, 5, 6, 7, 8, 10, 12, 14])
-@pytest.mark.parametrize("fraction", [0.0, 0.01, 0.1, 0.5, 0.9])
+@pytest.mark.parametrize("n", [4, 5, 6, 7, 8, 12])
+@pytest.mark.parametrize("fraction", [0.0, 0.01, 0.5, 0.9])
 def test_any_number_of_cells_from_four_works(cells, n, fraction):
     est = began(pretrain_epochs=1, removal_epochs=1, validation_fraction=fraction)
     with warnings.catch_warnings():

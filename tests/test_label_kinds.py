@@ -49,7 +49,7 @@ def test_labels_are_saved_loaded_audited_and_plotted(cells: Any, tmp_path: Path,
     features = back.transform(cells.bf)
     plain = batch_leakage(features, cells.batch, cells.cell_type, probe="knn", random_state=0)
     assert batch_leakage(features, batch, cell_type, probe="knn", random_state=0) == pytest.approx(plain)
-    shown = FeatureMapDisplay.from_features(features, batch=batch, cell_type=cell_type)
+    shown = FeatureMapDisplay.from_features(features, batch=batch, cell_type=cell_type, method="pca")
     assert shown.figure_ is not None
     images = CellImagesDisplay.from_estimator(back, cells.bf, cells.qpi, labels=batch)
     assert images.figure_ is not None

@@ -173,6 +173,11 @@ def test_variants_are_reproduced(variant, cells):
     x = as_input(cells.bf)
     module = variant.to_torch()
     assert_reproduces(module(x), variant, cells.bf)
+
+
+@pytest.mark.slow
+def test_torch_export_reproduces_variants(variant, cells):
+    module, x = variant.to_torch(), as_input(cells.bf)
     program = torch.export.export(module, (x[:4],), dynamic_shapes=({0: torch.export.Dim("n_cells")},))
     assert_reproduces(program.module()(x), variant, cells.bf)
 
