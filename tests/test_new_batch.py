@@ -161,6 +161,7 @@ def test_a_broken_batch_is_not_adapted_to(est, data):
     assert "refused" in adapted.adaptation_.reason
 
 
+@pytest.mark.slow
 def test_a_model_without_batchnorm_has_nothing_to_move(data, new):
     est = BeGANTransformer(**{**PARAMETERS, "removal_epochs": 0}, norm="group", calibrate=True).fit(*data)
     assert est.check_batch(new).n_cells == len(new)
