@@ -21,7 +21,7 @@ ROOT = Path(__file__).resolve().parent
 VENV = Path(os.environ.get("SKBEGAN_VENV", ROOT / ".venv"))
 # -P keeps the checkout off sys.path: the installed wheel is imported, not the folder beside it.
 TESTS = ["-P", "-m", "pytest", "tests", "-q", "-n", "auto"]  # a process per core, one thread each
-EXAMPLES = ["-P", "-m", "pytest", "--doctest-modules", "--pyargs", "skbegan", "-q"]  # those in docstrings
+EXAMPLES = ["-P", "-m", "pytest", "--doctest-modules", "--pyargs", "skbegan", "-q", "-n", "auto"]  # in docstrings
 TASKS = {
     "quickstart": [["-P", "examples/quickstart.py"]],
     "tests": [TESTS, EXAMPLES],

@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-import importlib.util
 from pathlib import Path
 
+import numpy as np
 import pytest
+from scripts import EXAMPLES, load_example, needs
 
-SCRIPT = Path(__file__).parents[1] / "examples" / "new_day.py"
-
-pytestmark = pytest.mark.skipif(not SCRIPT.is_file(), reason="the examples are in the repository, not in the package")
+pytestmark = needs(EXAMPLES / "new_day.py")
 
 
 @pytest.mark.slow
 def test_each_day_is_left_out_and_drawn(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    spec = importlib.util.spec_from_file_location("new_day", SCRIPT)
-    assert spec is not None and spec.loader is not None
-    example = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(example)
+    example = load_example("new_day")
     sizes = {"base_width": 4, "n_features": 16, "pretrain_epochs": 1, "removal_epochs": 1}
     for name, value in {"N_CELLS": 240, "N_DAYS": 3, "SIDE": 16, "PARAMETERS": sizes}.items():
         monkeypatch.setattr(example, name, value)
@@ -32,3 +28,13 @@ def test_each_day_is_left_out_and_drawn(
             assert row["adapted"] == row["found"]
     assert (tmp_path / "new_day.png").stat().st_size > 10_000
     assert all(row["day"] in capsys.readouterr().out for row in rows[:1])
+
+
+def test_real_sites_are_read_from_their_training_part(tmp_path: Path) -> None:
+    images = np.arange(3 * 64 * 64 * 3, dtype=np.uint32).reshape(3, 64, 64, 3).astype(np.uint8)
+    labels = {"site": np.array(["a", "b", "b"]), "cell_type": np.array(["x", "x", "y"])}
+    np.savez(tmp_path / "sites.npz", images=images, split=np.array(["train", "test", "train"]), **labels)
+    cells = load_example("new_day").read_sites(tmp_path / "sites.npz")
+    assert cells.batch.tolist() == ["a", "b"] and cells.cell_type.tolist() == ["x", "y"]
+    assert cells.bf.shape == cells.qpi.shape == (2, 32, 32) and cells.bf.dtype == np.float32
+    np.testing.assert_allclose(cells.qpi[0, 0, 0], images[0, :2, :2, 1].mean() / 255, rtol=1e-6)
