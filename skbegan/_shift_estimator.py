@@ -146,7 +146,7 @@ class ShiftEstimator(ModelEstimator):
         --------
         >>> from skbegan import BeGANTransformer
         >>> from skbegan.datasets import make_cell_images
-        >>> cells = make_cell_images(200, 2, 3, 16, random_state=0)
+        >>> cells = make_cell_images(200, 2, 3, 16, batch_strength=0.3, random_state=2)
         >>> known = cells.batch != "batch2"
         >>> began = BeGANTransformer(base_width=4, n_features=16, pretrain_epochs=1, removal_epochs=1, random_state=0)
         >>> began = began.set_params(calibrate=True)
