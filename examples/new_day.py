@@ -73,17 +73,16 @@ def draw(rows: list[dict[str, Any]], chance: float, path: Path) -> None:
     figure, axes = plt.subplots(figsize=(5, 5), layout="constrained")
     axes.plot([0, 1], [0, 1], color="0.7", zorder=0, label="found as expected")
     axes.axhline(chance, color="0.7", linestyle=":", zorder=0, label="chance")
-    expected = np.array([row["report"].expected_accuracy for row in rows])
-    ends = np.array([row["report"].expected_accuracy_interval for row in rows]).T
-    found = np.array([row["found"] for row in rows])
-    axes.errorbar(expected, found, xerr=np.abs(ends - expected), fmt="o", capsize=3, label="as it is, 90 % interval")
-    for row, x, y in zip(rows, expected, found, strict=True):
-        axes.annotate(row["day"], (x, y), xytext=(0, 5), textcoords="offset points", ha="center")
-    if adapted := [row for row in rows if row["method"] != "none"]:
-        places = [row["report"].expected_accuracy for row in adapted], [row["adapted"] for row in adapted]
-        axes.plot(*places, "x", color="C1", markersize=9, zorder=3, label="adapted")
+    for number, row in enumerate(rows):
+        report, colour = row["report"], f"C{number}"
+        x, ends = report.expected_accuracy, report.expected_accuracy_interval
+        spread = [[x - ends[0]], [ends[1] - x]]
+        axes.errorbar(x, row["found"], xerr=spread, fmt="o", capsize=3, color=colour, label=row["day"])
+        if row["method"] != "none":
+            axes.plot(x, row["adapted"], "x", markersize=9, color=colour, zorder=3)
+    axes.plot([], [], "x", color="0.3", markersize=9, label="adapted")
     axes.set(xlabel="right cell types, expected", ylabel="right cell types, found", xlim=(0, 1), ylim=(0, 1))
-    axes.legend()
+    axes.legend(title="bars: 90 % intervals")
     figure.savefig(path, dpi=120)
     plt.close(figure)
 
