@@ -7,6 +7,7 @@ cells of the same types in the same shares, and the statistics are moved by the 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 Array = np.ndarray
 
 SHRINKAGE = 25.0  # cells that the training's statistics count for
-MAX_CELLS = 256  # that are adapted to: they pass through the networks at once
+MAX_ADAPTED = 256  # that are adapted to: they pass through the networks at once
 EPSILON = 1e-6  # of a variance
 EM_STEPS = 50
 
@@ -81,18 +82,15 @@ def norm_inputs(reader: Reader, images: Tensor) -> tuple[Array, Array]:
             x = inputs[0].float()
             found.append((x.mean((2, 3)), x.square().mean((2, 3))))
 
-        hooks = [norm.register_forward_pre_hook(note) for norm in _norms(generator)]
+        for norm in _norms(generator):
+            norm.register_forward_pre_hook(note)
         parts = []
-        try:
-            for part in images.split(chunk_size(generator.side)):
-                found.clear()
-                with autocast(part.device, dtype):
-                    generator((by_itself(part) if per_image else part).to(dtype))
-                sides = zip(*found, strict=True) if found else ((), ())
-                parts.append([torch.cat([part.new_zeros(len(part), 0).float(), *values], 1) for values in sides])
-        finally:
-            for hook in hooks:
-                hook.remove()
+        for part in images.split(chunk_size(generator.side)):
+            found.clear()
+            with autocast(part.device, dtype):
+                generator((by_itself(part) if per_image else part).to(dtype))
+            sides = zip(*found, strict=True) if found else ((), ())
+            parts.append([torch.cat([part.new_zeros(len(part), 0).float(), *values], 1) for values in sides])
     first, second = (torch.cat(values).cpu().numpy().astype(np.float64) for values in zip(*parts, strict=True))
     return first, second
 
@@ -141,12 +139,12 @@ def adapt(
     shares : ndarray of shape (n_types,) or None
         Of the types among `guide`; None: to be estimated.
     """
+    if method == "none":
+        return reader.model, Adaptation("none", "left as it is: give controls, or the proportions of the types", 0)
     report = check(calibration, calibration.observe(reader, reader.source(bf)))
     if report.refused:
         return reader.model, Adaptation("none", f"left as it is: it is refused, {'; '.join(report.reasons)}", 0)
-    if method == "none":
-        return reader.model, Adaptation("none", "left as it is: give controls, or the proportions of the types", 0)
-    rows = np.linspace(0, len(guide) - 1, min(len(guide), MAX_CELLS)).round().astype(int)
+    rows = np.linspace(0, len(guide) - 1, min(len(guide), MAX_ADAPTED)).round().astype(int)
     images = reader.source(guide[rows])
     if shares is None:
         shares = estimated_shares(calibration, reader.read(images)[0])
@@ -178,23 +176,21 @@ def adapted(reader: Reader, calibration: Calibration, images: Tensor, shares: Ar
         ends = np.cumsum([norm.num_features for norm in norms])[:-1]
         expected = zip(np.split(mean, ends), np.split(variance, ends), strict=True)
 
-        def move(old: tuple[Array, Array]) -> nn.Module:
-            def hook(norm: nn.BatchNorm2d, inputs: tuple[Tensor]) -> None:
+        def moved_from(old_mean: Tensor, old_variance: Tensor) -> Callable[[nn.BatchNorm2d, tuple[Tensor]], None]:
+            def move(norm: nn.BatchNorm2d, inputs: tuple[Tensor]) -> None:
                 x = inputs[0].float()
-                old_mean, old_variance = (torch.from_numpy(values).to(x) for values in old)
                 new_mean, new_variance = x.mean((0, 2, 3)), x.var((0, 2, 3), correction=0) + EPSILON
                 assert norm.running_mean is not None and norm.running_var is not None
-                norm.running_mean += (weight * (new_mean - old_mean)).to(norm.running_mean)
-                norm.running_var *= (new_variance / old_variance).pow(weight).to(norm.running_var)
+                norm.running_mean += weight * (new_mean - old_mean.to(x))
+                norm.running_var *= (new_variance / old_variance.to(x)).pow(weight)
 
-            return hook  # type: ignore[return-value]
+            return move
 
         # Each BatchNorm is moved before it is used: those after it see what they will see.
-        hooks = [norm.register_forward_pre_hook(move(old)) for norm, old in zip(norms, expected, strict=True)]
+        for norm, old in zip(norms, expected, strict=True):
+            norm.register_forward_pre_hook(moved_from(*map(torch.from_numpy, old)))
         with autocast(images.device, dtype):
             generator((by_itself(images) if per_image else images).to(dtype))
-        for hook in hooks:
-            hook.remove()
         nothing = np.empty((len(calibration.norm_mean), 0))
         kept = replace(calibration, norm_mean=nothing, norm_square=nothing)
         return replace(reader.model, weights=to_numpy(generator), calibration=kept)

@@ -252,9 +252,11 @@ def calibrate(
     typical = sample.source.mean(0).cpu().numpy()
     looks_of_training = statistics(sample.source, typical)
     codes, types = batch[split.train_rows[rows]], cell_type[split.train_rows[rows]]
-    classifier = None
+    classifier, scaled = None, np.zeros((len(types), 0))
     if knows_types and len(np.unique(types)) > 1:
-        classifier = TypeClassifier.fit(reader.read(sample.source)[0], types, design.n_cell_types)
+        profiles = reader.read(sample.source)[0]
+        classifier = TypeClassifier.fit(profiles, types, design.n_cell_types)
+        scaled = classifier.scaled(profiles)
 
     every = Cells(cells.bf, cells.target, batch, cell_type, np.concatenate([split.train_rows, split.validation_rows]))
     looks = _Looks(every, styles, typical, rng, noise)
@@ -262,7 +264,7 @@ def calibrate(
     known = np.stack([looks_of_training[codes == code].mean(0) for code in np.unique(codes)])
     broken = looks.broken()
     found: dict[str, Any] = {"typical": typical, "known": known, "looks": plausible}
-    found |= _of_types(reader, sample.source, types, classifier, design.n_cell_types)
+    found |= _of_types(scaled, norm_inputs(reader, sample.source), types, design.n_cell_types)
     found |= _distances(plausible, known, broken)
     found |= _traits(plausible, theta, known, found["centre"])
     empty = np.zeros(0)
@@ -276,21 +278,17 @@ def calibrate(
     return replace(made, **_regressions(made, reader, test, styles, rng, noise))
 
 
-def _of_types(
-    reader: Reader, images: torch.Tensor, types: Array, classifier: TypeClassifier | None, n_types: int
-) -> dict[str, Array]:
+def _of_types(profiles: Array, norms: tuple[Array, Array], types: Array, n_types: int) -> dict[str, Array]:
     """Return shares of the types, and means by type; of types without a cell those of all."""
     member = (types[:, None] == np.arange(n_types)).astype(np.float64)
     shares = member.mean(0)
     member[:, shares == 0] = 1.0
     member /= member.sum(0)
-    mean, square = norm_inputs(reader, images)
-    profiles = np.zeros((len(types), 0)) if classifier is None else classifier.scaled(reader.read(images)[0])
     return {
         "type_shares": shares,
         "type_profiles": member.T @ profiles,
-        "norm_mean": member.T @ mean,
-        "norm_square": member.T @ square,
+        "norm_mean": member.T @ norms[0],
+        "norm_square": member.T @ norms[1],
     }
 
 
